@@ -1,0 +1,88 @@
+"""The trainer's two ends of the pipe: events out on stdout, commands in on stdin.
+
+Libraries print. So the real stdout is put aside at the start and file descriptor 1 becomes stderr, which ComfyUI's side writes to
+`log.txt`: nothing but events ever reaches the other side.
+
+End of file on stdin means that ComfyUI is gone, however it went (a pipe's end survives `kill -9`): the run saves its state and leaves.
+"""
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from .events import DrawSample, Event, ExitCode, Finished, Stop, Warned, parse_command
+
+_LEAVE_SECONDS = 120.0
+
+
+class Channel:
+    """Sends events, remembers commands."""
+
+    def __init__(self, events_file: Path) -> None:
+        sys.stdout.flush()
+        self._out = os.fdopen(os.dup(1), "wb", buffering=0)
+        os.dup2(2, 1)
+        self._file = events_file.open("ab", buffering=0)
+        self._lock = threading.Lock()
+        self.stop: Stop | None = None
+        self._sample = threading.Event()
+        self._nothing_to_save = True
+
+    def listen(self) -> None:
+        """Start reading commands in the background."""
+        threading.Thread(target=self._read, name="commands", daemon=True).start()
+
+    def emit(self, event: Event) -> None:
+        """Send one event and keep it in `events.jsonl`."""
+        line = event.model_dump_json().encode() + b"\n"
+        with self._lock:
+            self._file.write(line)
+            try:
+                self._out.write(line)
+            except BrokenPipeError:
+                # ComfyUI is gone; the reader of stdin sees the same and ends the run. The file still gets every event.
+                pass
+
+    def stop_requested(self) -> bool:
+        """Whether the run has been asked to end."""
+        return self.stop is not None
+
+    def sample_requested(self) -> bool:
+        """Whether sample pictures have been asked for since the last call."""
+        asked = self._sample.is_set()
+        self._sample.clear()
+        return asked
+
+    def something_to_save(self) -> None:
+        """From now on a stop waits for the current step; before this call it ends the process at once."""
+        with self._lock:
+            self._nothing_to_save = False
+
+    def _read(self) -> None:
+        # readline, not iteration: iteration reads ahead and would hold a command back.
+        while line := sys.stdin.buffer.readline():
+            try:
+                command = parse_command(line)
+            except ValidationError as error:
+                self.emit(Warned(message=f"a command was not understood and is ignored: {error.errors()[0]['msg']}"))
+                continue
+            if isinstance(command, DrawSample):
+                self._sample.set()
+            else:
+                self._request_stop(command)
+        if self.stop is None:
+            self._request_stop(Stop(save="state"))
+        time.sleep(_LEAVE_SECONDS)
+        os._exit(ExitCode.FAILED)
+
+    def _request_stop(self, command: Stop) -> None:
+        with self._lock:
+            self.stop = command
+            leave = self._nothing_to_save
+        if leave or command.save == "nothing":
+            # Loading and caching can take minutes inside a library call that does not look at a flag.
+            self.emit(Finished(stopped=True))
+            os._exit(ExitCode.STOPPED)

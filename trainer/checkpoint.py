@@ -1,0 +1,133 @@
+"""Saved state of a run: `state/step-NNNNNNNN/`, whole or not there.
+
+A state is written beside the others under a temporary name, flushed to the disk, and renamed; only then older ones go. Its manifest
+holds the sha256 of each file, checked on load, since a flipped bit in a safetensors file loads without a word.
+
+No random state is stored: order and noise are functions of (seed, step), see `data/order.py`.
+"""
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .adapters.files import sha256_of, write_bytes, write_safetensors
+from .spec import Model
+
+_PREFIX = "step-"
+_KEPT = 2
+
+
+class StateError(RuntimeError):
+    """A saved state cannot be used; the message names it and why."""
+
+
+class _Manifest(Model):
+    """`step`: optimiser steps taken. `draws`: batches drawn, which is more when fp16 skipped steps."""
+
+    step: int
+    draws: int
+    scaler: dict[str, float | int] | None
+    sha256: dict[str, str]
+
+
+class State(Model):
+    """Where training goes on from; tensors are in the files."""
+
+    step: int
+    draws: int
+    folder: str
+
+
+def save_state(
+    run: Path, step: int, draws: int, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, scaler: dict[str, Any] | None
+) -> Path:
+    """Save; gives the folder. Older states than the newest two are removed after the new one is in place."""
+    states = run / "state"
+    final = states / f"{_PREFIX}{step:08d}"
+    temporary = states / f".{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    sums = {
+        "adapter.safetensors": write_safetensors(temporary / "adapter.safetensors", parameters),
+        "optimizer.safetensors": write_safetensors(temporary / "optimizer.safetensors", _optimizer_tensors(optimizer)),
+    }
+    manifest = _Manifest(step=step, draws=draws, scaler=scaler, sha256=sums)
+    write_bytes(temporary / "state.json", manifest.model_dump_json(indent=2).encode())
+    _sync(temporary)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
+    _sync(states)
+    for old in _folders(run)[:-_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def latest_state(run: Path) -> State | None:
+    """The newest state of a run that is whole, or None. A damaged one is passed over for the one before it."""
+    for folder in reversed(_folders(run)):
+        try:
+            manifest = _checked(folder)
+        except StateError:
+            continue
+        return State(step=manifest.step, draws=manifest.draws, folder=str(folder))
+    return None
+
+
+def load_state(state: State, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, scaler: Any | None) -> None:
+    """Copy a state into `parameters` (in place), `optimizer` and `scaler`. Raises StateError if it does not fit."""
+    folder = Path(state.folder)
+    manifest = _checked(folder)
+    saved = load_file(folder / "adapter.safetensors")
+    if saved.keys() != parameters.keys():
+        raise StateError(f"{folder.name} belongs to a network with other layers")
+    for name, tensor in parameters.items():
+        tensor.copy_(saved[name])
+    _restore_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
+    if scaler is not None and manifest.scaler:
+        scaler.load_state_dict(manifest.scaler)
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()}
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    whole = optimizer.state_dict()
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+
+
+def _folders(run: Path) -> list[Path]:
+    return sorted((run / "state").glob(f"{_PREFIX}[0-9]*"))
+
+
+def _checked(folder: Path) -> _Manifest:
+    try:
+        manifest = _Manifest.model_validate_json((folder / "state.json").read_bytes())
+    except (OSError, ValidationError) as error:
+        raise StateError(f"{folder.name} has no readable state.json") from error
+    for name, expected in manifest.sha256.items():
+        if not (folder / name).is_file() or sha256_of(folder / name) != expected:
+            raise StateError(f"{folder.name}/{name} is damaged: it is not what was saved")
+    return manifest
+
+
+def _sync(folder: Path) -> None:
+    # A rename is on the disk only when its folder is; Windows has no such call and needs none.
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""From a folder of pictures and captions to batches of latents and text embeddings."""

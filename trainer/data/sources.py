@@ -1,0 +1,132 @@
+"""A folder on disk as a `Dataset`: which pictures, which captions, how often each.
+
+Layout: pictures in the folder itself, and in subfolders named as in kohya's trainer, `N_name`: each picture there counts N times a pass.
+"""
+import hashlib
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ..spec import Dataset, DatasetImage, MissingCaptions
+from .captions import METADATA, SIDECAR_SUFFIXES, read_captions
+from .images import SUFFIXES, ImageError, checked_sha256
+
+_REPEATS = re.compile(r"(\d{1,4})_(.+)")
+_SHOWN = 50
+
+
+class DatasetError(ValueError):
+    """The folder cannot be trained on. The message names every file concerned."""
+
+
+def _listing(folder: Path) -> list[tuple[Path, int, str]]:
+    """(folder, repeats, class name) of `folder` and its `N_name` subfolders."""
+    places = []
+    for place in [folder, *sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))]:
+        match = _REPEATS.fullmatch(place.name)
+        if place == folder or match:
+            places.append((place, int(match[1]) if match else 1, match[2].strip() if match else ""))
+    return places
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def has_pictures(folder: Path) -> bool:
+    """Whether `scan_folder` would find any picture; stops at the first."""
+    return any(_is_picture(name) for place, _, _ in _listing(folder) for name in _files(place))
+
+
+def signature(folder: Path) -> str:
+    """Hex digest that changes when a picture or a caption does: names, sizes and times, no file is opened."""
+    digest = hashlib.sha256()
+    for place, _, _ in _listing(folder):
+        for name in _files(place):
+            if _is_picture(name) or name.endswith(SIDECAR_SUFFIXES) or name == METADATA:
+                stat = (place / name).stat()
+                digest.update(f"{place.name}/{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def scan_folder(
+    folder: Path, name: str, *, repeats: int = 1, trigger_word: str = "", missing_captions: MissingCaptions = "refuse"
+) -> Dataset:
+    """Read a folder as a dataset. Every picture is decoded once, so that a broken one is found now.
+
+    `repeats` multiplies those of `N_name` folders. With `missing_captions` "use the trigger word", a picture without a caption gets
+    `trigger_word`, or the `name` of its `N_name` folder if there is no trigger word.
+
+    Raises:
+        DatasetError: no pictures, broken pictures, two pictures of one name, captions that are wrong; all of them in one message.
+    """
+    trigger_word = trigger_word.strip()
+    images: list[DatasetImage] = []
+    problems: list[str] = []
+    unnamed: list[str] = []
+    for place, times, class_name in _listing(folder):
+        files = _files(place)
+        pictures = [f for f in files if _is_picture(f)]
+        label = "" if place == folder else f"{place.name}/"
+        stems: dict[str, str] = {}
+        for picture in pictures:
+            other = stems.setdefault(Path(picture).stem, picture)
+            if other != picture:
+                problems.append(f"{label}{other} and {label}{picture} have one name, so their captions cannot be told apart: rename one")
+        captions = read_captions(place, pictures, files)
+        problems += [label + problem for problem in captions.problems]
+        hashes = _check_all([place / picture for picture in pictures])
+        for picture, checked in zip(pictures, hashes, strict=True):
+            if isinstance(checked, ImageError):
+                problems.append(f"{label}{picture} cannot be read ({checked}): replace or remove it")
+                continue
+            caption = captions.by_file.get(picture)
+            if caption is None and missing_captions == "use the trigger word" and not trigger_word:
+                caption = class_name or None
+                if not caption:
+                    unnamed.append(label + picture)
+            images.append(DatasetImage(path=str(place / picture), sha256=checked, caption=caption, repeats=times * repeats))
+    if unnamed:
+        problems.append(f"the trigger word is to stand in for missing captions, and it is empty: {listed(unnamed)} would have no caption")
+    if problems:
+        raise DatasetError(f"{name}: {listed(problems, '; ')}.")
+    if not images:
+        raise DatasetError(f"{name}: no pictures in it ({', '.join(SUFFIXES)}), nor in subfolders named like 10_name.")
+    return Dataset(name=name, images=tuple(images), trigger_word=trigger_word, missing_captions=missing_captions)
+
+
+def _check_all(paths: list[Path]) -> list[str | ImageError]:
+    # Pillow's decoders release the GIL, so threads help.
+    def check(path: Path) -> str | ImageError:
+        try:
+            stat = path.stat()
+            return checked_sha256(str(path), stat.st_mtime_ns, stat.st_size)
+        except OSError as error:
+            return ImageError(error.strerror or str(error))
+        except ImageError as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(check, paths))
+
+
+def listed(items: list[str], separator: str = ", ") -> str:
+    """`a, b, c`, and past fifty how many more."""
+    more = len(items) - _SHOWN
+    return separator.join(items[:_SHOWN]) + (f"{separator}and {more} more" if more > 0 else "")
+
+
+def check_captions(dataset: Dataset) -> None:
+    """Refuse pictures without a caption, by name, and say what can be done. Raises DatasetError."""
+    missing = dataset.without_caption()
+    if missing:
+        names = listed([Path(image.path).name for image in missing])
+        raise DatasetError(
+            f"{dataset.name}: {len(missing)} of {len(dataset.images)} pictures have no caption: {names}. Write a .txt beside each, put a "
+            'Caption Dataset node before the training, or set missing_captions to "use the trigger word" on the dataset node.'
+        )

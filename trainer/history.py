@@ -1,0 +1,72 @@
+"""A run as its `events.jsonl` tells it: what a page that comes late, the loss plot and a resumed run need to know."""
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from .events import Event, Failed, Finished, Progress, Sample, Started, Validation, parse_event
+
+
+@dataclass
+class History:
+    """`losses` by step; the last attempt counts where a run was continued from an earlier step."""
+
+    losses: dict[int, float] = field(default_factory=dict)
+    validation: dict[int, float] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    """Everything but progress, in order, since the first start."""
+    progress: Progress | None = None
+    end: Finished | Failed | None = None
+
+    def add(self, event: Event) -> None:
+        """Take one more event."""
+        if isinstance(event, Progress):
+            first = event.step - len(event.losses) + 1
+            self.losses.update({first + i: loss for i, loss in enumerate(event.losses)})
+            self.progress = event
+            return
+        if isinstance(event, Started):
+            self._go_back_to(event.resumed_from)
+        elif isinstance(event, Sample):
+            self.samples.append(event)
+        elif isinstance(event, Validation):
+            self.validation[event.step] = event.loss
+        elif isinstance(event, Finished | Failed):
+            self.end = event
+        self.events.append(event)
+
+    def _go_back_to(self, step: int) -> None:
+        self.end = None
+        self.progress = None
+        self.losses = {at: loss for at, loss in self.losses.items() if at <= step}
+        self.validation = {at: loss for at, loss in self.validation.items() if at <= step}
+        self.samples = [sample for sample in self.samples if sample.step <= step]
+        if step == 0:
+            self.events.clear()
+
+    def curve(self, points: int = 1000) -> list[tuple[int, float]]:
+        """(step, loss) pairs in order, thinned evenly to at most `points`."""
+        steps = sorted(self.losses)
+        stride = max(1, -(-len(steps) // points))
+        return [(step, self.losses[step]) for step in steps[::stride]]
+
+
+def read_events(path: Path) -> Iterator[Event]:
+    """The events of a file. A last line that was cut off by a crash is passed over."""
+    if path.is_file():
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    yield parse_event(line)
+                except ValidationError:
+                    continue
+
+
+def history(events: Iterable[Event]) -> History:
+    """All of `events` in one."""
+    result = History()
+    for event in events:
+        result.add(event)
+    return result

@@ -1,0 +1,71 @@
+"""Wires one run: reads the spec, checks what can be checked at once, does the work, says how it ended."""
+import logging
+import sys
+import traceback
+from pathlib import Path
+
+from .channel import Channel
+from .events import ExitCode, Failed, Finished, Phase, Started
+from .families.detect import FamilyError, check_vae, describe_checkpoint
+from .adapters.files import FileError
+from .room import check_disk
+from .spec import CaptionSpec, SpecError, TrainLoRASpec, read_spec
+
+SPEC_FILE, EVENTS_FILE = "spec.json", "events.jsonl"
+
+
+def run_job(folder: Path) -> ExitCode:
+    """Carry out `folder/spec.json`. Every way out but a kill is told as an event and as the exit code."""
+    channel = Channel(folder / EVENTS_FILE)
+    channel.listen()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    try:
+        spec = read_spec(folder / SPEC_FILE)
+        channel.emit(Phase(name="starting"))
+        stopped = _train(spec, folder, channel) if isinstance(spec, TrainLoRASpec) else _caption(spec, folder, channel)
+        return ExitCode.STOPPED if stopped else ExitCode.FINISHED
+    except (SpecError, FamilyError) as error:
+        channel.emit(Failed(message=str(error)))
+        return ExitCode.SPEC_WRONG
+    except Exception as error:
+        traceback.print_exc()
+        channel.emit(Failed(message=_explained(error)))
+        return ExitCode.FAILED
+
+
+def _train(spec: TrainLoRASpec, folder: Path, channel: Channel) -> bool:
+    try:
+        checkpoint = describe_checkpoint(Path(spec.base.checkpoint))
+        if spec.base.vae:
+            check_vae(Path(spec.base.vae))
+    except FileError as error:
+        raise SpecError(str(error)) from error
+    check_disk(spec, folder, checkpoint.unet)
+    # Seconds of imports: after the checks, so that a wrong spec is answered at once.
+    channel.emit(Phase(name="loading libraries"))
+    from .training import LoRATraining
+
+    return LoRATraining(spec, folder, channel).run()
+
+
+def _caption(spec: CaptionSpec, folder: Path, channel: Channel) -> bool:
+    from .captioning.folder import check_captioner
+
+    total = len(spec.images_to_caption())
+    channel.emit(Started(run=folder.name, pid=0, task=spec.task, total_steps=total))
+    check_captioner(Path(spec.captioner))
+    from .captioning.blip import run_captioning
+
+    channel.something_to_save()
+    written = run_captioning(spec, channel.emit, channel.stop_requested)
+    stopped = channel.stop_requested() and written < total
+    channel.emit(Finished(step=written, stopped=stopped))
+    return stopped
+
+
+def _explained(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"the device ran out of memory: lower batch_size or resolution, or close what else uses it. ({text.splitlines()[0]})"
+    named = type(error).__module__.startswith(__package__ or "")
+    return text if named else f"{type(error).__name__}: {text}"

@@ -1,0 +1,1 @@
+"""Training methods: what trains, and what is saved of it."""

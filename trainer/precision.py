@@ -1,0 +1,33 @@
+"""Which device and number format a run uses."""
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+
+from .spec import Precision, SpecError
+
+
+@dataclass(frozen=True)
+class Formats:
+    """`weights`: what the frozen parts are stored in. `name`: no, fp16 or bf16, as accelerate and kohya's metadata call it."""
+
+    name: str
+    weights: torch.dtype
+
+
+def choose(precision: Precision, cuda: bool) -> Formats:
+    """auto is fp16 on CUDA and fp32 elsewhere. Raises SpecError for fp16 without CUDA."""
+    if precision == "auto":
+        precision = "fp16" if cuda else "fp32"
+    if precision == "fp16" and not cuda:
+        raise SpecError("precision fp16 needs a CUDA device, and there is none: set precision to auto, bf16 or fp32.")
+    return {
+        "fp16": Formats("fp16", torch.float16),
+        "bf16": Formats("bf16", torch.bfloat16),
+        "fp32": Formats("no", torch.float32),
+    }[precision]
+
+
+def accelerator(formats: Formats) -> Accelerator:
+    """Autocast, and for fp16 the GradScaler, come from here."""
+    return Accelerator(mixed_precision=formats.name)
