@@ -1,0 +1,34 @@
+"""The graph's face: the only room that imports ComfyUI."""
+from comfy_api.latest import ComfyExtension, io
+
+from .adapters import LoomAdapterStack, LoomApplyAdapters
+from .base import LoomBaseModel
+from .captions import LoomCaptionDataset
+from .dataset import LoomDatasetFromFolder, LoomResolution
+from .paths import register_folders
+from .routes import add_routes
+from .train import LoomSampling, LoomTrainLoRA
+
+
+class LoRALoom(ComfyExtension):
+    """All nodes of the pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """The nodes, in the order of the work."""
+        return [
+            LoomDatasetFromFolder,
+            LoomResolution,
+            LoomCaptionDataset,
+            LoomBaseModel,
+            LoomSampling,
+            LoomTrainLoRA,
+            LoomAdapterStack,
+            LoomApplyAdapters,
+        ]
+
+
+async def comfy_entrypoint() -> LoRALoom:
+    """What ComfyUI calls once at its start."""
+    register_folders()
+    add_routes()
+    return LoRALoom()

@@ -1,0 +1,238 @@
+"""Training."""
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import io
+from PIL import Image
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from ..trainer.adapters.files import FileError, read_header, sha256_of
+from ..trainer.adapters.stack import Row
+from ..trainer.data.sources import check_captions
+from ..trainer.events import Event, Finished, Phase, Progress, Sample
+from ..trainer.history import History
+from ..trainer.spec import Base, Dataset, Network, Sampling, TrainLoRASpec, explain, run_id
+from .jobs import execute, finished_history
+from .paths import lora_output, run_folder
+from .sockets import LoomAdapters, LoomBase, LoomDataset, LoomOptions, LoraModel, LossMap
+
+# How often the adapter of a name has had to be made again, and the file that its last training left: see fingerprint_inputs.
+_REDO: Counter[str] = Counter()
+_LEFT: dict[str, tuple[Path, int]] = {}
+
+
+class LoomSampling(io.ComfyNode):
+    """Pictures drawn while training."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoomSampling",
+            display_name="Sampling Options",
+            category="LoRA Loom/training",
+            description="Which sample pictures a training draws, and how often.",
+            inputs=[
+                io.String.Input("prompts", multiline=True, default="", tooltip="One prompt a line. Empty: the first caption of the dataset."),
+                io.String.Input("negative", default="", tooltip="The negative prompt."),
+                io.Int.Input("every_steps", default=100, min=0, max=100000, tooltip="Draw every so many steps, and at the end. 0: at the end only."),
+                io.Float.Input("guidance_scale", default=7.0, min=0.0, max=50.0, step=0.1, tooltip="Classifier-free guidance (cfg)."),
+                io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampler steps (Euler)."),
+                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, tooltip="Seed of the pictures' noise, the same at every drawing."),
+            ],
+            outputs=[LoomOptions.Output(display_name="options", tooltip="For a training node.")],
+        )
+
+    @classmethod
+    def execute(cls, prompts: str, negative: str, every_steps: int, guidance_scale: float, steps: int, seed: int) -> io.NodeOutput:
+        lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
+        sampling = Sampling(
+            prompts=lines, negative=negative, every_steps=every_steps, guidance_scale=guidance_scale, steps=steps, seed=seed
+        )
+        return io.NodeOutput(sampling)
+
+
+class LoomTrainLoRA(io.ComfyNode):
+    """Trains a LoRA in a process of its own."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoomTrainLoRA",
+            display_name="Train LoRA",
+            category="LoRA Loom/training",
+            description="Trains a LoRA on a dataset and saves it to models/loras.",
+            inputs=[
+                LoomBase.Input("base", tooltip="The checkpoint to train on."),
+                LoomDataset.Input("dataset", tooltip="The pictures and captions."),
+                io.String.Input("name", default="my_lora", tooltip="The adapter's file name in models/loras, without .safetensors."),
+                io.Int.Input("rank", default=16, min=1, max=1024, tooltip="Capacity of the LoRA; the file grows with it."),
+                io.Float.Input(
+                    "alpha", default=16.0, min=0.01, max=4096.0, step=0.5, tooltip="The LoRA's scale is alpha / rank. The same as rank is 1."
+                ),
+                io.Int.Input("steps", default=1000, min=1, max=1_000_000, tooltip="Optimiser steps, each on batch_size pictures."),
+                io.Int.Input("batch_size", default=1, min=1, max=1024, tooltip="Pictures a step."),
+                io.Float.Input(
+                    "learning_rate", default=1e-4, min=1e-7, max=10.0, step=1e-5, round=1e-7, tooltip="Usual for LoRA with AdamW: 1e-4 to 1e-3."
+                ),
+                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, tooltip="The same seed gives the same adapter."),
+                io.Combo.Input(
+                    "precision",
+                    options=["auto", "fp16", "bf16", "fp32"],
+                    default="auto",
+                    optional=True,
+                    tooltip="auto: fp16 on CUDA, fp32 on the CPU. The LoRA's own weights are always fp32 while training.",
+                ),
+                LoomOptions.Input("options", optional=True, tooltip="Sampling options."),
+                LoomDataset.Input("validation", optional=True, tooltip="Held-out pictures; their loss is measured before and after."),
+            ],
+            outputs=[
+                LoomAdapters.Output(display_name="adapters", tooltip="The new adapter as a stack of one, to apply or stack on."),
+                LoraModel.Output(display_name="lora_model", tooltip="The new adapter for core's Load LoRA Model."),
+                LossMap.Output(display_name="loss_map", tooltip="Every step's loss, for core's Plot Loss Graph."),
+                io.Image.Output(display_name="samples", tooltip="The last sample pictures."),
+                io.Image.Output(display_name="loss_plot", tooltip="The loss curve."),
+                io.String.Output(display_name="adapter_name", tooltip="The file's name relative to models/loras."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str, **_: Any) -> int:
+        # ComfyUI remembers a node's outputs, files are not among them. A training that was stopped, and one whose file has since been
+        # deleted or replaced, is to be gone on with, so its fingerprint changes.
+        left = _LEFT.get(name)
+        if left and (not left[0].is_file() or left[0].stat().st_mtime_ns != left[1]):
+            _REDO[name] += 1
+            del _LEFT[name]
+        return _REDO[name]
+
+    @classmethod
+    def execute(cls, base: Base, dataset: Dataset, name: str, options: Sampling | None = None, **settings: Any) -> io.NodeOutput:
+        check_captions(dataset)
+        validation = settings.pop("validation", None)
+        if validation:
+            check_captions(validation)
+            validation = validation.model_copy(update={"resolution": dataset.resolution})
+        network = Network(rank=settings.pop("rank"), alpha=settings.pop("alpha"))
+        output = lora_output(name)
+        try:
+            spec = TrainLoRASpec(
+                name=name,
+                output=str(output),
+                base=base,
+                dataset=dataset,
+                validation=validation,
+                network=network,
+                sampling=_sampling(options, dataset, settings["steps"]),
+                **settings,
+            )
+        except ValidationError as error:
+            raise ValueError(explain(error)) from error
+        _refuse_foreign(output)
+        folder = run_folder(run_id(spec))
+        told = _finished(folder, output)
+        if told is None:
+            comfy.model_management.unload_all_models()
+            comfy.model_management.soft_empty_cache()
+            run = execute(spec, str(cls.hidden.unique_id), name, _Watcher(spec, folder, cls.hidden.unique_id))
+            told = run.history
+            if run.state == "stopped":
+                _REDO[name] += 1
+        if not isinstance(told.end, Finished) or not told.end.adapter:
+            raise ValueError(f"the training of {name} was stopped before it had an adapter to go on with.")
+        _LEFT[name] = (output, output.stat().st_mtime_ns)
+        return _outputs(folder, output, told)
+
+
+def _sampling(options: Sampling | None, dataset: Dataset, steps: int) -> Sampling:
+    sampling = options or Sampling(every_steps=max(1, steps // 4))
+    prompts = sampling.prompts or (dataset.training_caption(dataset.images[0]),)
+    return sampling.model_copy(update={"prompts": prompts, "width": dataset.resolution, "height": dataset.resolution})
+
+
+def _refuse_foreign(output: Path) -> None:
+    """A file that somebody else made is not overwritten. Raises ValueError."""
+    if not output.exists():
+        return
+    try:
+        ours = "lora_loom.spec" in read_header(output).metadata
+    except FileError:
+        ours = False
+    if not ours:
+        raise ValueError(f"models/loras/{output.name} exists and was not made by LoRA Loom: choose another name, or move that file away.")
+
+
+def _finished(folder: Path, output: Path) -> History | None:
+    """The history of this very training if it is done already; its adapter is put back in place if it is gone."""
+    told = finished_history(folder)
+    kept = folder / "adapter.safetensors"
+    if told is None or not isinstance(told.end, Finished) or not kept.is_file() or sha256_of(kept) != told.end.sha256:
+        return None
+    if not output.is_file() or sha256_of(output) != told.end.sha256:
+        temporary = output.with_suffix(".tmp")
+        shutil.copyfile(kept, temporary)
+        os.replace(temporary, output)
+    return told
+
+
+class _Watcher:
+    """Moves ComfyUI's own progress bar, with the newest sample as its preview."""
+
+    def __init__(self, spec: TrainLoRASpec, folder: Path, node: Any) -> None:
+        self.bar = comfy.utils.ProgressBar(spec.steps, node_id=node)
+        self.steps = spec.steps
+        self.folder = folder
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Progress):
+            self.bar.update_absolute(event.step, event.total)
+        elif isinstance(event, Sample):
+            with Image.open(self.folder / event.file) as picture:
+                self.bar.update_absolute(event.step, self.steps, ("JPEG", picture.convert("RGB"), 512))
+        elif isinstance(event, Phase) and event.total:
+            self.bar.update_absolute(0, self.steps)
+
+
+def _outputs(folder: Path, output: Path, told: History) -> io.NodeOutput:
+    name = output.relative_to(folder_paths.get_folder_paths("loras")[0]).as_posix()
+    losses = [loss for _, loss in sorted(told.losses.items())]
+    last = [sample for sample in told.samples if sample.step == told.samples[-1].step]
+    plot = _picture(folder / "loss.png")
+    samples = torch.cat([_picture(folder / sample.file) for sample in last]) if last else plot
+    subfolder = f"lora_loom/runs/{folder.name}"
+    images = [{"filename": Path(s.file).name, "subfolder": f"{subfolder}/samples", "type": "output"} for s in last]
+    loss_plot = {"filename": "loss.png", "subfolder": subfolder, "type": "output"}
+    result = {
+        "run": folder.name,
+        "adapter": name,
+        "steps": told.end.step if isinstance(told.end, Finished) else 0,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "validation": sorted(told.validation.items()),
+        "loss_plot": loss_plot,
+    }
+    return io.NodeOutput(
+        (Row(name=name),),
+        load_file(output),
+        {"loss": losses},
+        samples,
+        plot,
+        name,
+        ui={"images": [*images, loss_plot], "lora_loom": [result]},
+    )
+
+
+def _picture(path: Path) -> torch.Tensor:
+    """As ComfyUI's IMAGE: (1, h, w, 3) in [0, 1]."""
+    with Image.open(path) as image:
+        return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0).unsqueeze(0)
