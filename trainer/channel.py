@@ -62,8 +62,9 @@ class Channel:
             self._nothing_to_save = False
 
     def _read(self) -> None:
-        # readline, not iteration: iteration reads ahead and would hold a command back.
-        while line := sys.stdin.buffer.readline():
+        # Unbuffered: a buffered reader holds its lock while it waits, and the interpreter's shutdown dies on that lock.
+        commands = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - lives as long as the process
+        while line := commands.readline():
             try:
                 command = parse_command(line)
             except ValidationError as error:

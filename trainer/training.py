@@ -106,6 +106,7 @@ class LoRATraining:
         last = step == spec.steps
         if channel.sample_requested() or (spec.sampling.every_steps and step % spec.sampling.every_steps == 0 and not last):
             self._draw(step)
+            channel.emit(Phase(name="training"))
         if spec.save_every_steps and step % spec.save_every_steps == 0 and not last:
             self._save_state()
 
@@ -126,7 +127,6 @@ class LoRATraining:
             file = f"samples/step-{step:08d}-{index}.png"
             save_png(pixels, self.folder / file)
             self.channel.emit(Sample(step=step, prompt=prompt, file=file))
-        self.channel.emit(Phase(name="training"))
 
     def _save_state(self) -> None:
         position, scaler = self.loop.position, self.accelerator.scaler
