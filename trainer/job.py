@@ -4,10 +4,10 @@ import sys
 import traceback
 from pathlib import Path
 
+from .adapters.files import FileError
 from .channel import Channel
 from .events import ExitCode, Failed, Finished, Phase, Started
 from .families.detect import FamilyError, check_vae, describe_checkpoint
-from .adapters.files import FileError
 from .room import check_disk
 from .spec import CaptionSpec, SpecError, TrainLoRASpec, read_spec
 

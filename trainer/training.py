@@ -1,4 +1,5 @@
 """One LoRA training, from spec to file. Parts are loaded one at a time: when the UNet comes, the text encoder has gone."""
+import itertools
 import os
 from pathlib import Path
 
@@ -93,7 +94,7 @@ class LoRATraining:
         captions = [[dataset.training_caption(image) for image in dataset.images] for dataset in datasets]
         prompts = [spec.sampling.negative, *spec.sampling.prompts]
         tokenizer = self.family.load_tokenizer()
-        text = encode_captions(self.family, encoder, tokenizer, [*sum(captions, []), *prompts], emit)
+        text = encode_captions(self.family, encoder, tokenizer, [*itertools.chain(*captions), *prompts], emit)
         parts = text.split([*map(len, captions), len(prompts)])
         encoded = [
             Encoded(pictures, embeddings, visits(dataset))

@@ -20,8 +20,9 @@ from .detect import UNET, VAE, Checkpoint, describe_checkpoint
 LATENT_SCALE = 0.18215
 LATENT_FACTOR = 8
 TOKENS = 77
+TIMESTEPS = 1000
 NOISE_SCHEDULE = {
-    "num_train_timesteps": 1000,
+    "num_train_timesteps": TIMESTEPS,
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -40,7 +41,7 @@ class StableDiffusion1:
         self.base = base
         self.checkpoint: Checkpoint = describe_checkpoint(Path(base.checkpoint))
         self.schedule = DDPMScheduler(**NOISE_SCHEDULE)
-        self.timesteps = int(NOISE_SCHEDULE["num_train_timesteps"])
+        self.timesteps = TIMESTEPS
 
     # Loading
 
@@ -162,11 +163,11 @@ class StableDiffusion1:
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The noisy latents x_t of DDPM (https://arxiv.org/abs/2006.11239, eq. 4)."""
-        return self.schedule.add_noise(latents, noise, timesteps)  # type: ignore[no-any-return]
+        return self.schedule.add_noise(latents, noise, timesteps)
 
     def predict(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """The UNet's prediction, same shape as `noisy`."""
-        return unet(noisy, timesteps, encoder_hidden_states=text, return_dict=False)[0]  # type: ignore[no-any-return]
+        return unet(noisy, timesteps, encoder_hidden_states=text, return_dict=False)[0]
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the prediction is compared with: SD 1.x predicts the noise."""
