@@ -140,8 +140,9 @@ def _watch(run: Run, on_event: Callable[[Event], None]) -> int:
 
     threading.Thread(target=read, args=(process.stdout,), name="lora loom events", daemon=True).start()
     deadline: float | None = None
+    interrupt: BaseException | None = None
     while True:
-        if deadline is None and comfy.model_management.processing_interrupted():
+        if deadline is None and (interrupt is not None or comfy.model_management.processing_interrupted()):
             run.stop("state")
             # A step that has begun is let through; its length is known from those before it.
             rate = run.history.progress.steps_per_second if run.history.progress else 0.0
@@ -153,13 +154,22 @@ def _watch(run: Run, on_event: Callable[[Event], None]) -> int:
         except queue.Empty:
             continue
         if line is None:
-            return process.wait()
+            code = process.wait()
+            if interrupt is not None:
+                run.state = "stopped" if code == ExitCode.STOPPED else "failed"
+                raise interrupt
+            return code
         try:
             event = parse_event(line)
         except ValidationError:
             continue  # Not one of ours: an interpreter's own last words.
         _take(run, event)
-        on_event(event)
+        if interrupt is None:
+            try:
+                on_event(event)
+            except comfy.model_management.InterruptProcessingException as error:
+                # ComfyUI's progress bar raises on Cancel and takes the flag with it; the trainer still has to save and leave first.
+                interrupt = error
 
 
 def _take(run: Run, event: Event) -> None:

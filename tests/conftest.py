@@ -21,6 +21,11 @@ def base_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build(base / "models" / "checkpoints" / "mini_base.safetensors")
     for name in ("food", "food_heldout"):
         shutil.copytree(PACK / "demo" / name, base / "input" / name)
+    # A few of them, for tests that are not about what is learned.
+    (base / "input" / "few").mkdir()
+    for stem in ("lemon", "red_apple", "banana"):
+        for suffix in (".png", ".txt"):
+            shutil.copy(PACK / "demo" / "food" / f"{stem}{suffix}", base / "input" / "few")
     return base
 
 

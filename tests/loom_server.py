@@ -140,7 +140,7 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
 
 
-def training_graph(name: str, *, folder: str = "input/food", checkpoint: str = "mini_base.safetensors", **numbers: Any) -> dict[str, Any]:
+def training_graph(name: str, *, folder: str = "input/few", checkpoint: str = "mini_base.safetensors", **numbers: Any) -> dict[str, Any]:
     """Dataset -> training on the mini base, ending in node "train"."""
     settings = {"rank": 4, "alpha": 4.0, "steps": 12, "batch_size": 1, "learning_rate": 1e-3, "seed": 1, **numbers}
     return {

@@ -31,7 +31,7 @@ def stacked(name: str, weight: float, prefix: str) -> dict:
 def trained(server: Server) -> dict:
     """One training, drawn with in the same graph run; gives the prompt's outputs."""
     graph = {
-        **training_graph("spine", steps=30, rank=8),
+        **training_graph("spine", folder="input/food", steps=30, rank=8),
         **drawing_graph(["apply", 0], ["apply", 1], PROMPT, "same_run"),
         "stack": node("LoomAdapterStack", rows="[]", adapters=["train", 0]),
         "apply": node("LoomApplyAdapters", model=["checkpoint", 0], clip=["checkpoint", 1], adapters=["stack", 0], mode="merged", strength=1.0),
@@ -111,7 +111,7 @@ def test_the_same_graph_does_not_train_again_and_a_changed_one_does(server: Serv
     changed = server.run(training_graph("again", steps=3, learning_rate=2e-3))["train"]["lora_loom"][0]
     assert changed["run"] != first["run"]
 
-    caption = server.base / "input" / "food" / "lemon.txt"
+    caption = server.base / "input" / "few" / "lemon.txt"
     before = caption.read_text()
     caption.write_text("food, a sour lemon\n")
     try:

@@ -1,0 +1,77 @@
+"""Who may import whom: the trainer runs without ComfyUI, and ComfyUI's side never loads the heavy libraries."""
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACK = Path(__file__).resolve().parents[2]
+COMFY = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
+HEAVY = ("diffusers", "peft", "accelerate", "transformers")
+
+
+def sources(folder: str) -> list[Path]:
+    found = sorted((PACK / folder).rglob("*.py"))
+    assert found
+    return found
+
+
+def imports(path: Path) -> Iterator[tuple[int, str, int]]:
+    """(level, module, line) of every import statement, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((0, alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.level, node.module or "", node.lineno
+
+
+@pytest.mark.parametrize("path", sources("trainer"), ids=lambda path: str(path.relative_to(PACK)))
+def test_the_trainer_knows_nothing_of_comfyui(path: Path) -> None:
+    depth = len(path.relative_to(PACK / "trainer").parts)  # the levels that still lie inside trainer/
+    wrong = [
+        f"line {line}: {'.' * level}{module}"
+        for level, module, line in imports(path)
+        if level > depth or (level == 0 and module.split(".")[0] in COMFY)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", [*sources("trainer"), *sources("nodes"), PACK / "__init__.py"], ids=lambda path: str(path.relative_to(PACK)))
+def test_nothing_imports_a_top_level_nodes_or_trainer(path: Path) -> None:
+    # `nodes` is ComfyUI's own module, and custom node packs are not packages that can be imported by name.
+    assert [(module, line) for level, module, line in imports(path) if level == 0 and module.split(".")[0] in ("nodes", "trainer")] == []
+
+
+def test_nodes_take_from_the_trainer_only_what_is_light() -> None:
+    light = {"spec", "events", "history", "adapters.files", "adapters.stack", "adapters.metadata", "data.sources", "data.captions", "families.detect"}
+    taken = {
+        module.removeprefix("trainer.")
+        for path in sources("nodes")
+        for level, module, _ in imports(path)
+        if level == 2 and module.split(".")[0] == "trainer"
+    }
+    assert taken
+    assert taken <= light
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "trainer.spec",
+        "trainer.events",
+        "trainer.history",
+        "trainer.adapters.files",
+        "trainer.adapters.metadata",
+        "trainer.adapters.stack",
+        "trainer.data.sources",
+        "trainer.families.detect",
+        "trainer.job",
+    ],
+)
+def test_light_modules_do_not_load_the_heavy_libraries(module: str) -> None:
+    code = f"import json, sys, {module}; print(json.dumps([n for n in {HEAVY!r} if n in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(done.stdout) == []
