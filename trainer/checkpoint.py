@@ -63,7 +63,7 @@ def save_state(
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
     _sync(states)
-    for old in _folders(run)[:-_KEPT]:
+    for old in [folder for folder in _folders(run) if folder != final][: 1 - _KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 

@@ -1,5 +1,6 @@
 """Wires one run: reads the spec, checks what can be checked at once, does the work, says how it ended."""
 import logging
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -52,7 +53,7 @@ def _caption(spec: CaptionSpec, folder: Path, channel: Channel) -> bool:
     from .captioning.folder import check_captioner
 
     total = len(spec.images_to_caption())
-    channel.emit(Started(run=folder.name, pid=0, task=spec.task, total_steps=total))
+    channel.emit(Started(run=folder.name, pid=os.getpid(), task=spec.task, total_steps=total))
     check_captioner(Path(spec.captioner))
     from .captioning.blip import run_captioning
 

@@ -11,13 +11,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
 Targets = Literal["transformer", "attention"]
 MissingCaptions = Literal["refuse", "use the trigger word"]
 CaptionMode = Literal["missing only", "all images"]
 
+MAX_REPEATS = 10_000
 NAME_PATTERN = re.compile(r"[\w][\w .+-]{0,99}")
 RUN_ID_PATTERN = re.compile(r"[a-z0-9_]+(?:-[a-z0-9_]+)*-[0-9a-f]{12}")
 
@@ -32,6 +33,15 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _utf8(text: str) -> str:
+    text.encode()  # UnicodeEncodeError is a ValueError, so pydantic tells it like any other.
+    return text
+
+
+Utf8 = Annotated[str, AfterValidator(_utf8)]
+"""A string that JSON can hold: names on a disk need not be one."""
+
+
 class DatasetImage(Model):
     """One picture and how it is used.
 
@@ -39,10 +49,10 @@ class DatasetImage(Model):
     visited in one pass.
     """
 
-    path: str
+    path: Utf8
     sha256: str
     caption: str | None = None
-    repeats: int = Field(default=1, ge=1, le=10_000)
+    repeats: int = Field(default=1, ge=1, le=MAX_REPEATS)
 
 
 class Dataset(Model):
@@ -51,7 +61,7 @@ class Dataset(Model):
     `resolution` is in pixels: the shorter side is scaled to it and the middle square is taken.
     """
 
-    name: str
+    name: Utf8
     images: tuple[DatasetImage, ...] = Field(min_length=1)
     trigger_word: str = ""
     missing_captions: MissingCaptions = "refuse"

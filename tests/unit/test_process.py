@@ -65,7 +65,6 @@ def test_a_base_that_is_gone(tmp_path: Path) -> None:
     assert "sd.safetensors cannot be read" in only_failure(lines[-1:])
 
 
-@pytest.mark.xfail(strict=True, reason="Channel appends its first event to the cut-off line")
 def test_a_start_after_a_crash_is_not_lost_in_the_line_that_the_crash_cut_off(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_bytes(b'{"time":1,"event":"progress","step":1,"to')
     code, lines, _ = run(tmp_path)

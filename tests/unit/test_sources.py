@@ -57,7 +57,6 @@ def test_two_sources_that_agree_are_one_caption(tmp_path: Path) -> None:
     assert captions(scan_folder(tmp_path, "things")) == {"a.png": "a box"}
 
 
-@pytest.mark.xfail(strict=True, reason="str.splitlines also splits at U+2028, U+0085 and the like")
 def test_a_line_separator_inside_a_metadata_caption_is_not_a_line_end(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     row = json.dumps({"file_name": "a.png", "text": "a\u2028box"}, ensure_ascii=False)
@@ -218,7 +217,6 @@ def test_long_lists_are_cut() -> None:
     assert listed([str(i) for i in range(53)]).endswith("48, 49, and 3 more")
 
 
-@pytest.mark.xfail(strict=True, reason="passes the scan; the run then dies of UnicodeEncodeError")
 @pytest.mark.skipif(os.name != "posix", reason="file names are bytes only there")
 def test_a_file_name_that_is_not_unicode_is_told_as_a_dataset_error(tmp_path: Path) -> None:
     whole = picture(tmp_path / "good.png").read_bytes()
@@ -226,13 +224,11 @@ def test_a_file_name_that_is_not_unicode_is_told_as_a_dataset_error(tmp_path: Pa
     assert "se.png" in refusal(tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="pydantic.ValidationError comes out")
 def test_a_folder_that_repeats_zero_times_is_told_as_a_dataset_error(tmp_path: Path) -> None:
     picture(tmp_path / "0_cat" / "a.png")
     assert "0_cat" in refusal(tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="pydantic.ValidationError comes out")
 def test_repeats_beyond_what_a_dataset_can_hold_are_told_as_a_dataset_error(tmp_path: Path) -> None:
     picture(tmp_path / "9999_cat" / "a.png")
     assert "9999_cat" in refusal(tmp_path, repeats=2)
@@ -273,7 +269,6 @@ def test_the_signature_follows_pictures_and_captions(signed: Path, change) -> No
     assert signature(signed) != before
 
 
-@pytest.mark.xfail(strict=True, reason="signature looks for .txt in small letters only, read_captions for both")
 def test_the_signature_follows_captions_with_a_suffix_in_capitals(signed: Path) -> None:
     before = signature(signed)
     (signed / "3_cat" / "b.TXT").write_text("b")

@@ -136,7 +136,9 @@ def test_fingerprint_is_the_same_every_time() -> None:
     assert run_id(train()).endswith(fingerprint(train())[:12])
 
 
-@pytest.mark.parametrize("name", ["bun", "My LoRA v1.2", "食べ物", "ÄÖÜ", "İstanbul", "a - b + c", "_", "__a__", "a" * 100, "a" * 59 + "-b", "x+", "1.5"])
+@pytest.mark.parametrize(
+    "name", ["bun", "My LoRA v1.2", "食べ物", "ÄÖÜ", "İstanbul", "a - b + c", "_", "__a__", "a" * 100, "a" * 59 + "-b", "x+", "1.5"]
+)
 def test_run_ids_are_plain_folder_names(name: str) -> None:
     for spec in (train(name=name), caption(name)):
         assert RUN_ID_PATTERN.fullmatch(run_id(spec))
@@ -147,7 +149,6 @@ def test_a_dataset_name_may_be_anything(name: str) -> None:
     assert RUN_ID_PATTERN.fullmatch(run_id(caption(name)))
 
 
-@pytest.mark.xfail(strict=True, reason="a folder's name that is not UTF-8 passes the model and fingerprint raises UnicodeEncodeError")
 def test_a_name_that_is_not_unicode_is_refused_by_the_model() -> None:
     with pytest.raises(ValidationError):
         caption("k\udce4se")
@@ -159,7 +160,9 @@ def test_run_ids_are_readable() -> None:
     assert run_id(caption()).startswith("caption-food-")
 
 
-@pytest.mark.parametrize("text", ["../x", "a-0123456789ab/..", "a-0123456789ab\n", "-0123456789ab", "a-0123456789AB", "a-0123456789a", "a--0123456789ab", ""])
+@pytest.mark.parametrize(
+    "text", ["../x", "a-0123456789ab/..", "a-0123456789ab\n", "-0123456789ab", "a-0123456789AB", "a-0123456789a", "a--0123456789ab", ""]
+)
 def test_what_is_no_run_id(text: str) -> None:
     assert not RUN_ID_PATTERN.fullmatch(text)
 

@@ -5,6 +5,7 @@ Format: https://huggingface.co/docs/safetensors: 8 bytes (little endian) with th
 import contextlib
 import hashlib
 import json
+import operator
 import os
 import struct
 import tempfile
@@ -68,16 +69,16 @@ def read_header(path: Path) -> Header:
         raise FileError(f"{path.name} cannot be read: {error.strerror}.") from error
     try:
         content = json.loads(raw)
-        metadata = content.pop("__metadata__", {})
+        metadata = {str(key): str(value) for key, value in dict(content.pop("__metadata__", {})).items()}
         tensors = {name: TensorEntry(entry["dtype"], tuple(entry["shape"])) for name, entry in content.items()}
-        end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
+        end = max((operator.index(entry["data_offsets"][1]) for entry in content.values()), default=0)
     except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
         raise FileError(f"{path.name} is not a .safetensors file: its header is not the JSON that the format asks for.") from error
     if size < 8 + length + end:
         raise FileError(
             f"{path.name} is truncated: it holds {size} bytes and its header promises {8 + length + end}. Download or copy it again."
         )
-    return Header(tensors, {str(k): str(v) for k, v in metadata.items()}, hashlib.sha256(raw).hexdigest())
+    return Header(tensors, metadata, hashlib.sha256(raw).hexdigest())
 
 
 def _looks_like(start: bytes, path: Path) -> str:
@@ -128,9 +129,20 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata:
     bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if bad:
         raise FileError(f"{path.name} was not written: {len(bad)} of {len(tensors)} tensors hold NaN or infinity, the first is {bad[0]}.")
-    data = safetensors_bytes({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, dict(metadata or {}) or None)
+    data = _with_metadata(safetensors_bytes({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}), metadata)
     write_bytes(path, data)
     return hashlib.sha256(data).hexdigest()
+
+
+def _with_metadata(data: bytes, metadata: Mapping[str, str] | None) -> bytes:
+    """The file's bytes with `metadata` in the header, in the order of its keys; the library writes it in an order that changes."""
+    if not metadata:
+        return data
+    (length,) = struct.unpack("<Q", data[:8])
+    header = {"__metadata__": {key: metadata[key] for key in sorted(metadata)}, **json.loads(data[8 : 8 + length])}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # The format aligns tensors to 8 bytes.
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
 def sha256_of(path: Path) -> str:

@@ -58,7 +58,7 @@ def read_captions(folder: Path, pictures: Iterable[str], files: Iterable[str]) -
 
 def _read_metadata(path: Path, pictures: set[str], add, problems: list[str]) -> None:  # type: ignore[no-untyped-def]
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
         problems.append(f"{path.name} is not UTF-8 text: save it again as UTF-8")
         return

@@ -8,7 +8,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..spec import Dataset, DatasetImage, MissingCaptions
+from ..spec import MAX_REPEATS, Dataset, DatasetImage, MissingCaptions
 from .captions import METADATA, SIDECAR_SUFFIXES, read_captions
 from .images import SUFFIXES, ImageError, checked_sha256
 
@@ -38,6 +38,10 @@ def _is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
+def _is_utf8(name: str) -> bool:
+    return name.encode("utf-8", "replace").decode() == name
+
+
 def has_pictures(folder: Path) -> bool:
     """Whether `scan_folder` would find any picture; stops at the first."""
     return any(_is_picture(name) for place, _, _ in _listing(folder) for name in _files(place))
@@ -48,7 +52,7 @@ def signature(folder: Path) -> str:
     digest = hashlib.sha256()
     for place, _, _ in _listing(folder):
         for name in _files(place):
-            if _is_picture(name) or name.endswith(SIDECAR_SUFFIXES) or name == METADATA:
+            if _is_picture(name) or name.lower().endswith(SIDECAR_SUFFIXES) or name == METADATA:
                 stat = (place / name).stat()
                 digest.update(f"{place.name}/{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
@@ -73,6 +77,13 @@ def scan_folder(
         files = _files(place)
         pictures = [f for f in files if _is_picture(f)]
         label = "" if place == folder else f"{place.name}/"
+        if not 1 <= times * repeats <= MAX_REPEATS:
+            problems.append(f"{label or place.name} would repeat {times * repeats} times: from 1 to {MAX_REPEATS} are possible")
+            continue
+        odd = [f for f in [place.name, *pictures] if not _is_utf8(f)]
+        if odd:
+            problems += [f"{name!a} is not a UTF-8 name: rename it" for name in odd]
+            continue
         stems: dict[str, str] = {}
         for picture in pictures:
             other = stems.setdefault(Path(picture).stem, picture)

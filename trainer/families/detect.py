@@ -79,7 +79,10 @@ def describe_checkpoint(path: Path) -> Checkpoint:
     family = _family(header)
     if family != "SD 1.x":
         raise FamilyError(f"{name} is {family}. LoRA Loom trains on SD 1.x checkpoints so far: choose one of those.")
-    unet = unet_shape(header, name)
+    try:
+        unet = unet_shape(header, name)
+    except KeyError as error:
+        raise FamilyError(f"{name} is not a whole checkpoint: the tensor {error.args[0]} is missing. Download it again.") from error
     if unet.in_channels != 4:
         kind = {9: "an SD 1.x inpainting checkpoint", 8: "an InstructPix2Pix checkpoint"}.get(
             unet.in_channels, f"an SD 1.x variant with {unet.in_channels} input channels"
