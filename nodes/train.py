@@ -46,7 +46,7 @@ class LoomSampling(io.ComfyNode):
                 io.Int.Input("every_steps", default=100, min=0, max=100000, tooltip="Draw every so many steps, and at the end. 0: at the end only."),
                 io.Float.Input("guidance_scale", default=7.0, min=0.0, max=50.0, step=0.1, tooltip="Classifier-free guidance (cfg)."),
                 io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampler steps (Euler)."),
-                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, tooltip="Seed of the pictures' noise, the same at every drawing."),
+                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=False, tooltip="Seed of the pictures' noise, the same at every drawing."),
             ],
             outputs=[LoomOptions.Output(display_name="options", tooltip="For a training node.")],
         )
@@ -83,7 +83,8 @@ class LoomTrainLoRA(io.ComfyNode):
                 io.Float.Input(
                     "learning_rate", default=1e-4, min=1e-7, max=10.0, step=1e-5, round=1e-7, tooltip="Usual for LoRA with AdamW: 1e-4 to 1e-3."
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, tooltip="The same seed gives the same adapter."),
+                # Without this the page adds "randomize" to an input called seed, and every queueing would be another training.
+                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=False, tooltip="The same seed gives the same adapter."),
                 io.Combo.Input(
                     "precision",
                     options=["auto", "fp16", "bf16", "fp32"],
