@@ -46,7 +46,14 @@ class LoomSampling(io.ComfyNode):
                 io.Int.Input("every_steps", default=100, min=0, max=100000, tooltip="Draw every so many steps, and at the end. 0: at the end only."),
                 io.Float.Input("guidance_scale", default=7.0, min=0.0, max=50.0, step=0.1, tooltip="Classifier-free guidance (cfg)."),
                 io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampler steps (Euler)."),
-                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=False, tooltip="Seed of the pictures' noise, the same at every drawing."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=False,
+                    tooltip="Seed of the pictures' noise, the same at every drawing.",
+                ),
             ],
             outputs=[LoomOptions.Output(display_name="options", tooltip="For a training node.")],
         )
