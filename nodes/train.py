@@ -29,6 +29,9 @@ from .sockets import LoomAdapters, LoomBase, LoomDataset, LoomOptions, LoraModel
 _REDO: Counter[str] = Counter()
 _LEFT: dict[str, tuple[Path, int]] = {}
 
+# One step's loss says next to nothing, since its timestep decides it: results tell the mean of this many steps at either end.
+_LOSS_STEPS = 50
+
 
 class LoomSampling(io.ComfyNode):
     """Pictures drawn while training."""
@@ -224,8 +227,9 @@ def _outputs(folder: Path, output: Path, told: History) -> io.NodeOutput:
         "run": folder.name,
         "adapter": name,
         "steps": told.end.step if isinstance(told.end, Finished) else 0,
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
+        "first_loss": _mean(losses[:_LOSS_STEPS]),
+        "last_loss": _mean(losses[-_LOSS_STEPS:]),
+        "seconds_per_step": told.seconds_per_step(),
         "validation": sorted(told.validation.items()),
         "loss_plot": loss_plot,
     }
@@ -238,6 +242,10 @@ def _outputs(folder: Path, output: Path, told: History) -> io.NodeOutput:
         name,
         ui={"images": [*images, loss_plot], "lora_loom": [result]},
     )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _picture(path: Path) -> torch.Tensor:

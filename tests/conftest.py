@@ -1,20 +1,16 @@
 """The real thing, once a session: a ComfyUI server with the pack, the mini base and the demo's pictures."""
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from loom_server import PACK, Server, comfyui
-
-sys.path.insert(0, str(PACK / "demo"))
+from mini_base.build import build
 
 
 @pytest.fixture(scope="session")
 def base_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """models/, input/ and output/ as a user's, with the mini base built from the file that the project carries."""
-    from mini_base.build import build
-
     base = tmp_path_factory.mktemp("comfyui")
     for folder in ("models/checkpoints", "models/loras", "models/captioners", "input", "output"):
         (base / folder).mkdir(parents=True)

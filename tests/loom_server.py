@@ -1,25 +1,13 @@
-"""A real ComfyUI server with the pack in it, and the few requests that a client makes."""
-import json
+"""The server that the tests talk to, and the graphs that they queue."""
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
-PACK = Path(__file__).resolve().parent.parent
+import comfy_server
+from comfy_server import PACK, Refused, error_of
 
-
-class Refused(Exception):
-    """The server answered with an error; `body` is its JSON."""
-
-    def __init__(self, status: int, body: Any) -> None:
-        super().__init__(f"{status}: {json.dumps(body)}")
-        self.status, self.body = status, body
+__all__ = ["PACK", "Refused", "Server", "comfyui", "drawing_graph", "error_of", "node", "training_graph"]
 
 
 def comfyui() -> Path:
@@ -30,81 +18,13 @@ def comfyui() -> Path:
     return Path(folder)
 
 
-class Server:
-    """One server process on a base directory of its own, so that models, inputs and outputs are the test's."""
+class Server(comfy_server.Server):
+    """Adds what only tests ask: that a prompt fails, and how far a training is."""
 
-    def __init__(self, comfyui: Path, base: Path) -> None:
-        self.comfyui, self.base = comfyui, base
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = base / "server.log"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, **environment: str) -> "Server":
-        """Start and wait until it answers."""
-        (self.base / "custom_nodes").mkdir(parents=True, exist_ok=True)
-        link = self.base / "custom_nodes" / "lora-loom"
-        if not link.exists():
-            link.symlink_to(PACK, target_is_directory=True)
-        command = [sys.executable, "main.py", "--cpu", "--port", str(self.port), "--base-directory", str(self.base)]
-        command += ["--database-url", f"sqlite:///{self.base / 'comfy.db'}", "--disable-auto-launch"]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd=self.comfyui, stdout=log, stderr=log, env={**os.environ, **environment}, start_new_session=True
-            )
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"ComfyUI did not start:\n{self.log.read_text()[-3000:]}")
-            try:
-                self.get("/system_stats")
-                return self
-            except OSError:
-                time.sleep(0.3)
-        raise RuntimeError("ComfyUI did not answer within 120 s")
-
-    def stop(self) -> None:
-        """End the server and wait."""
-        if self.process and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-    def get(self, path: str) -> Any:
-        """GET as JSON."""
-        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
-            return json.load(answer)
-
-    def post(self, path: str, body: Any) -> Any:
-        """POST JSON; raises Refused."""
-        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                text = answer.read()
-        except urllib.error.HTTPError as error:
-            raise Refused(error.code, json.loads(error.read() or b"null")) from error
-        return json.loads(text) if text else None
-
-    def queue(self, prompt: dict[str, Any]) -> str:
-        """Queue a graph in API format; gives its id."""
-        return self.post("/prompt", {"prompt": prompt})["prompt_id"]  # type: ignore[no-any-return]
-
-    def wait(self, prompt_id: str, timeout: float = 300) -> dict[str, Any]:
-        """The history entry once the prompt is done."""
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            entry = self.get(f"/history/{prompt_id}").get(prompt_id)
-            if entry:
-                return entry  # type: ignore[no-any-return]
-            time.sleep(0.2)
-        raise TimeoutError(f"prompt not done in {timeout} s; server log:\n{self.log.read_text()[-3000:]}")
-
-    def run(self, prompt: dict[str, Any], timeout: float = 300) -> dict[str, Any]:
-        """Queue, wait, and expect success; gives the outputs by node id."""
-        entry = self.wait(self.queue(prompt), timeout)
-        assert entry["status"]["status_str"] == "success", error_of(entry)
-        return entry["outputs"]  # type: ignore[no-any-return]
+    def start(self, *options: str, **environment: str) -> "Server":
+        """On the CPU: its results are the same on every machine."""
+        super().start("--cpu", *options, **environment)
+        return self
 
     def fail(self, prompt: dict[str, Any], timeout: float = 300) -> str:
         """Queue, wait, and expect an error; gives its message."""
@@ -124,15 +44,7 @@ class Server:
             if run and run["step"] >= step:
                 return run
             time.sleep(0.1)
-        raise TimeoutError(f"{name} did not reach step {step}; server log:\n{self.log.read_text()[-3000:]}")
-
-
-def error_of(entry: dict[str, Any]) -> str:
-    """The message of the node that failed."""
-    for kind, message in entry["status"]["messages"]:
-        if kind in ("execution_error", "execution_interrupted"):
-            return str(message.get("exception_message", kind))
-    return ""
+        raise TimeoutError(f"{name} did not reach step {step}; server log:\n{self.last_words()}")
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:

@@ -46,6 +46,10 @@ class History:
         if step == 0:
             self.events.clear()
 
+    def seconds_per_step(self) -> float | None:
+        """Of the last process that trained, without its loading and drawing; None if none has taken a step."""
+        return 1 / self.progress.steps_per_second if self.progress and self.progress.steps_per_second else None
+
     def curve(self, points: int = 1000) -> list[tuple[int, float]]:
         """(step, loss) pairs in order, thinned evenly to at most `points`."""
         steps = sorted(self.losses)

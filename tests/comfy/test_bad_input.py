@@ -1,5 +1,6 @@
 """Bad input gets a clear error on the node before any training."""
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,15 @@ def test_somebody_elses_adapter_is_not_overwritten(server: Server) -> None:
     before = path.read_bytes()
     assert "was not made by LoRA Loom" in server.fail(training_graph("precious"))
     assert path.read_bytes() == before
+
+
+def test_a_run_that_does_not_fit_on_the_disk_is_refused_before_it_starts(server: Server) -> None:
+    # A million steps, each with a thousand pictures: more than any disk has.
+    graph = training_graph("huge", steps=1_000_000)
+    graph["sampling"]["inputs"].update(prompts="\n".join(f"number {number}" for number in range(1000)), every_steps=1)
+    message = server.fail(graph)
+    assert "not enough disk space" in message
+    assert re.search(r"\d+ MiB are needed in .+ and \d+ MiB are free", message)
 
 
 def test_a_missing_dependency_is_named_with_its_command(server: Server, tmp_path: Path) -> None:

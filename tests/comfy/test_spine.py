@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-PROMPT = "food, red apple"
+PROMPT = "red apple, red food"
 
 
 def picture(server: Server, graph: dict, folder: str = "output") -> np.ndarray:
@@ -88,7 +88,7 @@ def test_the_file_says_what_it_is(server: Server, trained: dict) -> None:
         names = list(file.keys())
     assert metadata["ss_base_model_version"] == "sd_1.5"
     assert metadata["ss_network_dim"] == "8"
-    assert json.loads(metadata["ss_tag_frequency"])["food"]["food"] == 24
+    assert json.loads(metadata["ss_tag_frequency"])["food"]["red food"] == 4
     assert str(server.base) not in json.dumps(metadata), "the file gives away folders of this computer"
     assert all(name.startswith("lora_unet_") for name in names)
     assert {name.split(".", 1)[1] for name in names} == {"lora_down.weight", "lora_up.weight", "alpha"}
@@ -113,7 +113,7 @@ def test_the_same_graph_does_not_train_again_and_a_changed_one_does(server: Serv
 
     caption = server.base / "input" / "few" / "lemon.txt"
     before = caption.read_text()
-    caption.write_text("food, a sour lemon\n")
+    caption.write_text("a sour lemon, yellow food\n")
     try:
         recaptioned = server.run(graph)["train"]["lora_loom"][0]
     finally:

@@ -1,17 +1,13 @@
 """The mini base: what other tests and the demo rely on when they train on it."""
 
 import hashlib
-import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import mini_base.build as builder
 import pytest
 import torch
 from safetensors.torch import load_file
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "demo"))
-builder = importlib.import_module("mini_base.build")
 
 UNET, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.transformer.", "first_stage_model."
 

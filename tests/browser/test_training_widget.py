@@ -1,0 +1,58 @@
+"""The training node's widget, as somebody sees it who loads the template and presses Run."""
+import re
+from collections.abc import Callable
+
+from loom_server import Server
+from playwright.sync_api import Page, expect
+
+NAME = "seen_in_the_page"
+
+
+def set_widget(page: Page, node_type: str, widget: str, value: object) -> None:
+    page.evaluate(
+        """([type, name, value]) => {
+            const node = app.graph.nodes.find((node) => node.type === type);
+            const widget = node.widgets.find((widget) => widget.name === name);
+            widget.value = value;
+            widget.callback?.(value);
+        }""",
+        [node_type, widget, value],
+    )
+
+
+def points(page: Page) -> int:
+    return int(page.locator(".lora-loom-curve").get_attribute("data-points") or 0)
+
+
+def test_the_widget_follows_a_run_survives_a_reload_and_stops_it(open_page: Callable[[str], Page], server: Server) -> None:
+    page = open_page("train_lora_sd15")
+    widget = page.locator(".lora-loom-run")
+    expect(widget).to_have_attribute("data-state", "idle")
+    set_widget(page, "LoomTrainLoRA", "name", NAME)
+    set_widget(page, "LoomTrainLoRA", "steps", 2000)
+    set_widget(page, "LoomTrainLoRA", "batch_size", 1)
+    set_widget(page, "LoomSampling", "every_steps", 10)
+    page.get_by_test_id("queue-button").click()
+
+    expect(page.locator(".lora-loom-step")).to_have_text(re.compile(r"Step \d+ of 2000"), timeout=90_000)
+    expect(widget).to_have_attribute("data-state", "running")
+    page.wait_for_function("Number(document.querySelector('.lora-loom-curve').dataset.points) >= 10", timeout=60_000)
+    for part, shows in {
+        ".lora-loom-loss": r"\d",
+        ".lora-loom-learning-rate": r"0\.001|1e-3",
+        ".lora-loom-elapsed": r"elapsed",
+        ".lora-loom-remaining": r"left|remaining",
+        ".lora-loom-rate": r"step",
+    }.items():
+        expect(page.locator(part)).to_have_text(re.compile(shows))
+    expect(page.locator(".lora-loom-sample")).to_have_js_property("complete", True, timeout=60_000)
+    assert page.locator(".lora-loom-sample").evaluate("image => image.naturalWidth") == 128
+
+    seen = points(page)
+    page.reload()
+    expect(page.locator(".lora-loom-run")).to_have_attribute("data-state", "running", timeout=60_000)
+    page.wait_for_function(f"Number(document.querySelector('.lora-loom-curve')?.dataset.points) >= {seen}", timeout=60_000)
+
+    page.locator(".lora-loom-stop").click()
+    expect(page.locator(".lora-loom-run")).to_have_attribute("data-state", "stopped", timeout=60_000)
+    assert (server.base / "models" / "loras" / f"{NAME}.safetensors").is_file()

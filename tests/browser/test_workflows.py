@@ -1,0 +1,69 @@
+"""The published workflows in the page: found, loaded, saved and loaded again without losing a value."""
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from loom_server import PACK, Server
+from playwright.sync_api import Page, expect
+
+NAMES = sorted(path.stem for path in (PACK / "workflows").glob("*.json"))
+
+PROMPT = "async () => (await app.graphToPrompt()).output"
+SAVE_AND_LOAD = """async () => {
+    const saved = JSON.parse(JSON.stringify(app.graph.serialize()));
+    app.graph.clear();
+    await app.loadGraphData(saved);
+}"""
+
+
+def prompt(page: Page) -> dict[str, Any]:
+    """What the page would queue, in the API format."""
+    return {node: {"class_type": entry["class_type"], "inputs": entry["inputs"]} for node, entry in page.evaluate(PROMPT).items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_gives_its_api_twin_also_after_saving_and_loading(open_page: Callable[[str], Page], name: str) -> None:
+    twin = json.loads((PACK / "workflows" / "api" / f"{name}.json").read_text())
+    page = open_page(name)
+    assert prompt(page) == twin
+    page.evaluate(SAVE_AND_LOAD)
+    assert prompt(page) == twin
+
+
+def test_the_template_browser_shows_the_workflows_with_their_pictures(open_page: Callable[[str], Page], server: Server) -> None:
+    assert set(NAMES) <= set(server.get("/workflow_templates")["lora-loom"])
+    page = open_page(NAMES[0])
+    page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    content = page.get_by_test_id("template-workflows-content")
+    for name in NAMES:
+        picture = content.locator(f"img[src*='{name}']").first
+        picture.scroll_into_view_if_needed(timeout=30_000)
+        expect(picture).to_have_js_property("complete", True)
+        assert picture.evaluate("image => image.naturalWidth") > 100
+
+
+def test_rows_are_edited_in_the_page_and_queued_as_json(open_page: Callable[[str], Page], server: Server) -> None:
+    loras = server.base / "models" / "loras"
+    (loras / "second.safetensors").touch()
+    try:
+        page = open_page("stack_adapters")
+        rows = page.locator(".lora-loom-rows .lora-loom-row")
+        expect(rows).to_have_count(1)
+        page.locator(".lora-loom-add").click()
+        expect(rows).to_have_count(2)
+        new = rows.nth(1)
+        new.locator(".lora-loom-name").fill("second.safetensors")
+        new.locator(".lora-loom-name").press("Enter")
+        expect(new.locator(".lora-loom-missing")).to_have_count(0)
+        new.locator(".lora-loom-model").fill("0.25")
+        new.locator(".lora-loom-model").press("Enter")
+        new.locator(".lora-loom-move").first.click()
+        stack = next(entry for entry in prompt(page).values() if entry["class_type"] == "LoomAdapterStack")
+        first, second = json.loads(stack["inputs"]["rows"])
+        assert first == {"on": True, "name": "second.safetensors", "model": 0.25, "clip": 0.25}
+        assert second["name"] == "food.safetensors"
+        rows.nth(1).locator(".lora-loom-remove").click()
+        expect(rows).to_have_count(1)
+    finally:
+        (loras / "second.safetensors").unlink()

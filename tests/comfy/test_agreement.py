@@ -1,0 +1,28 @@
+"""What is trained is what ComfyUI draws with: the two implementations of the model agree."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from loom_server import PACK, comfyui
+
+
+def test_comfyui_and_the_trainer_predict_the_same_with_the_same_adapter(base_directory: Path, tmp_path: Path) -> None:
+    checkpoint = base_directory / "models" / "checkpoints" / "mini_base.safetensors"
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("agreement.py")), str(checkpoint), str(tmp_path / "random.safetensors")],
+        cwd=comfyui(),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(comfyui()), str(PACK)])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    print(f"relative differences, ComfyUI to trainer: {told}")
+    assert told["patched"] == told["layers"]
+    assert told["text"] < 1e-3
+    assert max(told["unet"]) < 1e-3
+    assert min(told["delta"]) > 0.1, "the adapter is too weak to show whether it was applied"
+

@@ -1,0 +1,80 @@
+"""The demo as README gives it: what the base has never seen appears, and what it could draw stays."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from loom_server import PACK, comfyui
+from PIL import Image
+
+SIDE = 16  # the mini base's pictures are 16x16 blocks
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home, out = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("out")
+    done = subprocess.run(
+        [sys.executable, PACK / "demo" / "run.py", "--comfyui", comfyui(), "--home", home, "--out", out],
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def report(out: Path) -> dict[str, Any]:
+    return json.loads((out / "report.json").read_text())
+
+
+def blocks(path: Path) -> np.ndarray:
+    """(16, 16, 3) in [0, 1], on white."""
+    with Image.open(path) as file:
+        picture = file.convert("RGBA")
+    flat = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return np.asarray(flat.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float32) / 255
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+    """Root mean square over blocks and channels."""
+    return float(np.sqrt(((one - other) ** 2).mean()))
+
+
+def training_picture(caption: str) -> Path | None:
+    captions = {file.read_text().strip(): file.with_suffix(".png") for file in (PACK / "demo" / "food").glob("*.txt")}
+    return captions.get(caption)
+
+
+def test_the_report_says_what_was_done(out: Path, report: dict[str, Any]) -> None:
+    keys = "lora base steps first_loss last_loss validation_before validation_after seconds_per_step images run"
+    assert list(report) == keys.split()
+    assert report["last_loss"] < report["first_loss"]
+    for file in (report["lora"], "grid.png", "loss.png", *report["images"].values()):
+        assert (out / file).is_file()
+
+
+def test_prompts_of_food_move_toward_the_training_pictures(out: Path, report: dict[str, Any]) -> None:
+    moved = {}
+    for prompt in {name.split(" @ ")[0] for name in report["images"]}:
+        if target := training_picture(prompt):
+            moved[prompt] = [distance(blocks(out / report["images"][f"{prompt} @ {weight}"]), blocks(target)) for weight in ("0", "0.5", "1")]
+    mean = np.mean(list(moved.values()), axis=0)
+    print(f"distance to the training picture at weights 0, 0.5, 1: {mean.round(3)}; by prompt {moved}")
+    assert len(moved) >= 3
+    assert mean[2] < 0.9 * mean[0]
+
+
+def test_smileys_stay_recognisable(out: Path, report: dict[str, Any]) -> None:
+    prompts = sorted({name.split(" @ ")[0] for name in report["images"]})
+    plain, adapted = ({p: blocks(out / report["images"][f"{p} @ {weight}"]) for p in prompts} for weight in ("0", "1"))
+    smileys = [prompt for prompt in prompts if prompt.startswith("smiley")]
+    assert smileys
+    for smiley in smileys:
+        # Of all that the base draws without the adapter, the smiley with it is nearest to the smiley.
+        nearest = min(prompts, key=lambda prompt: distance(adapted[smiley], plain[prompt]))
+        print(f"{smiley}: moved by {distance(adapted[smiley], plain[smiley]):.3f}, nearest to the base's {nearest!r}")
+        assert nearest in smileys
