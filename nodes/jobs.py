@@ -77,6 +77,14 @@ def finished_history(folder: Path) -> History | None:
     return told if isinstance(told.end, Finished) and not told.end.stopped else None
 
 
+def remember(spec: TrainLoRASpec | CaptionSpec, node: str, name: str, told: History) -> None:
+    """Let the routes tell of a run that was found finished, so that a page shows it on the node that asked for it."""
+    run = Run(run_id(spec), node, name, spec.task, runs_root() / run_id(spec), told, state="finished")
+    if isinstance(told.end, Finished):
+        run.step = run.total = told.end.step
+    RUNS[run.id] = run
+
+
 def execute(spec: TrainLoRASpec | CaptionSpec, node: str, name: str, on_event: Callable[[Event], None]) -> Run:
     """Run the trainer on `spec` to its end; gives the run, finished or stopped with its work saved.
 

@@ -21,7 +21,7 @@ from ..trainer.data.sources import check_captions
 from ..trainer.events import Event, Finished, Phase, Progress, Sample
 from ..trainer.history import History
 from ..trainer.spec import Base, Dataset, Network, Sampling, TrainLoRASpec, explain, run_id
-from .jobs import execute, finished_history
+from .jobs import execute, finished_history, remember
 from .paths import lora_output, run_folder
 from .sockets import LoomAdapters, LoomBase, LoomDataset, LoomOptions, LoraModel, LossMap
 
@@ -159,6 +159,8 @@ class LoomTrainLoRA(io.ComfyNode):
             told = run.history
             if run.state == "stopped":
                 _REDO[name] += 1
+        else:
+            remember(spec, str(cls.hidden.unique_id), name, told)
         if not isinstance(told.end, Finished) or not told.end.adapter:
             raise ValueError(f"the training of {name} was stopped before it had an adapter to go on with.")
         _LEFT[name] = (output, output.stat().st_mtime_ns)

@@ -7,6 +7,8 @@ import { listen } from "./run_feed.js";
 import { addRunWidget } from "./run_widget.js";
 
 const ROWS_WIDGET = "LOOM_ADAPTER_ROWS";
+/** Decimals of a learning rate, whose smallest value is 1e-7. */
+const RATE_DIGITS = 7;
 
 app.registerExtension({
   name: "lora_loom",
@@ -33,7 +35,16 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
-    if (node.comfyClass === "LoomTrainLoRA") addRunWidget(node, { task: "train_lora", curve: true });
+    if (node.comfyClass === "LoomTrainLoRA") {
+      addRunWidget(node, { task: "train_lora", curve: true });
+      showSmallRates(node);
+    }
     if (node.comfyClass === "LoomCaptionDataset") addRunWidget(node, { task: "caption", curve: false });
   },
 });
+
+// Nodes 2.0 (frontend 1.32) shows three decimals of any number, so 0.0001 would read 0; the canvas as many as the step has.
+function showSmallRates(node) {
+  const rate = node.widgets.find((widget) => widget.name === "learning_rate");
+  if (rate) Object.assign(rate.options, { precision: RATE_DIGITS, maxFractionDigits: RATE_DIGITS });
+}

@@ -42,6 +42,10 @@ export function listen() {
   api.addEventListener("lora_loom.run", (e) => receive(e.detail));
   // Events sent while the connection was down are gone: read the histories again.
   api.addEventListener("reconnected", () => refresh(true));
+  // A training that is found done sends no events; the server lists it once its node has answered.
+  api.addEventListener("executed", ({ detail }) => {
+    if (detail.output?.lora_loom) refresh();
+  });
   // A trainer that was killed cannot say so; the server's list can.
   for (const type of ["execution_error", "execution_interrupted"]) api.addEventListener(type, () => refresh(true));
 }

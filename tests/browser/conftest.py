@@ -31,8 +31,6 @@ def open_page(request: pytest.FixtureRequest, browser: Browser, server: Server, 
     """Opens ComfyUI's page with a template loaded, in one of its two renderers; fails the test if the pack's own code reports an error."""
     server.post("/settings/Comfy.TutorialCompleted", True)
     server.post("/settings/Comfy.VueNodes.Enabled", request.param == "Nodes 2.0")
-    # What a page left behind must not come back in the next one.
-    server.post("/settings/Comfy.Workflow.Persist", False)
     context = browser.new_context(viewport={"width": 1600, "height": 1000})
     errors: list[str] = []
 
@@ -40,7 +38,7 @@ def open_page(request: pytest.FixtureRequest, browser: Browser, server: Server, 
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(error.stack or str(error)))
         page.goto(f"{server.url}/?template={template}&source=lora-loom")
-        page.wait_for_function("window.app?.graph?.nodes?.length > 2", timeout=60_000)
+        page.wait_for_function("window.app?.graph?.nodes?.some((node) => node.type.startsWith('Loom'))", timeout=60_000)
         page.wait_for_timeout(500)
         return page
 
@@ -48,4 +46,6 @@ def open_page(request: pytest.FixtureRequest, browser: Browser, server: Server, 
     for number, page in enumerate(context.pages):
         page.screenshot(path=tmp_path / f"page-{number}.png")
     context.close()
+    server.post("/queue", {"clear": True})
+    server.post("/interrupt", {})
     assert [error for error in errors if re.search(r"extensions/lora-loom", error)] == []

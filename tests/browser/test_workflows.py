@@ -35,12 +35,24 @@ def test_the_template_browser_shows_the_workflows_with_their_pictures(open_page:
     assert set(NAMES) <= set(server.get("/workflow_templates")["lora-loom"])
     page = open_page(NAMES[0])
     page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    content = page.get_by_test_id("template-workflows-content")
+    page.get_by_text("lora-loom", exact=True).last.click()
     for name in NAMES:
-        picture = content.locator(f"img[src*='{name}']").first
-        picture.scroll_into_view_if_needed(timeout=30_000)
-        expect(picture).to_have_js_property("complete", True)
-        assert picture.evaluate("image => image.naturalWidth") > 100
+        expect(page.get_by_text(name, exact=True).last).to_be_visible()
+    loaded = "[...document.querySelectorAll('[role=dialog] img')].filter((image) => image.naturalWidth > 100).length"
+    page.wait_for_function(f"{loaded} === {len(NAMES)}")
+
+
+@pytest.mark.parametrize("open_page", ["Nodes 2.0"], indirect=True)
+def test_a_small_learning_rate_is_shown_and_kept_as_it_is(open_page: Callable[[str], Page]) -> None:
+    page = open_page("train_lora_sd15")
+    field = page.locator("input[aria-label='learning_rate'], [aria-label='learning_rate'] input").first
+    expect(field).to_have_value("0.0015")
+    field.select_text()
+    field.press_sequentially("0.00025")
+    field.press("Tab")
+    expect(field).to_have_value("0.00025")
+    train = next(entry for entry in prompt(page).values() if entry["class_type"] == "LoomTrainLoRA")
+    assert train["inputs"]["learning_rate"] == 0.00025
 
 
 def test_rows_are_edited_in_the_page_and_queued_as_json(open_page: Callable[[str], Page], server: Server) -> None:

@@ -24,5 +24,5 @@ def test_comfyui_and_the_trainer_predict_the_same_with_the_same_adapter(base_dir
     assert told["patched"] == told["layers"]
     assert told["text"] < 1e-3
     assert max(told["unet"]) < 1e-3
-    assert min(told["delta"]) > 0.1, "the adapter is too weak to show whether it was applied"
+    assert min(told["delta"]) > 1e-2, "the adapter is too weak to show whether it was applied"
 

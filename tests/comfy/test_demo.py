@@ -57,15 +57,24 @@ def test_the_report_says_what_was_done(out: Path, report: dict[str, Any]) -> Non
         assert (out / file).is_file()
 
 
+def colour(picture: np.ndarray) -> np.ndarray:
+    """Mean colour of what is not background."""
+    return picture[picture.min(axis=-1) < 0.85].mean(axis=0)
+
+
 def test_prompts_of_food_move_toward_the_training_pictures(out: Path, report: dict[str, Any]) -> None:
-    moved = {}
+    shape, paint = [], []
     for prompt in {name.split(" @ ")[0] for name in report["images"]}:
         if target := training_picture(prompt):
-            moved[prompt] = [distance(blocks(out / report["images"][f"{prompt} @ {weight}"]), blocks(target)) for weight in ("0", "0.5", "1")]
-    mean = np.mean(list(moved.values()), axis=0)
-    print(f"distance to the training picture at weights 0, 0.5, 1: {mean.round(3)}; by prompt {moved}")
-    assert len(moved) >= 3
-    assert mean[2] < 0.9 * mean[0]
+            wanted = blocks(target)
+            drawn = [blocks(out / report["images"][f"{prompt} @ {weight}"]) for weight in ("0", "0.5", "1")]
+            shape.append([distance(picture, wanted) for picture in drawn])
+            paint.append([distance(colour(picture), colour(wanted)) for picture in drawn])
+    assert len(shape) >= 3
+    shapes, paints = np.mean(shape, axis=0), np.mean(paint, axis=0)
+    print(f"mean distance to the training picture at weights 0, 0.5, 1: by block {shapes.round(3)}, of the mean colour {paints.round(3)}")
+    assert shapes[2] < shapes[1] < shapes[0]
+    assert paints[2] < 0.75 * paints[0]
 
 
 def test_smileys_stay_recognisable(out: Path, report: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loom_server import Refused, Server, drawing_graph, node, training_graph
+from loom_server import Refused, Server, comfyui, drawing_graph, node, training_graph
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -119,6 +119,23 @@ def test_the_same_graph_does_not_train_again_and_a_changed_one_does(server: Serv
     finally:
         caption.write_text(before)
     assert recaptioned["run"] not in (first["run"], changed["run"])
+
+
+def test_a_later_server_finds_the_training_done_and_tells_pages_of_it(server: Server, tmp_path: Path) -> None:
+    graph = training_graph("found", steps=3)
+    first = server.run(graph)["train"]["lora_loom"][0]
+    for folder in ("models", "input", "output"):
+        (tmp_path / folder).symlink_to(server.base / folder, target_is_directory=True)
+    later = Server(comfyui(), tmp_path).start()
+    try:
+        assert later.run(graph)["train"]["lora_loom"] == [first]
+        told = later.get(f"/lora_loom/runs/{first['run']}")
+    finally:
+        later.stop()
+    assert told["run"]["state"] == "finished"
+    assert told["run"]["node"] == "train"
+    assert [step for step, _ in told["curve"]] == [1, 2, 3]
+    assert [event["event"] for event in told["events"]].count("started") == 1
 
 
 def test_the_same_seed_gives_the_same_adapter_to_the_bit(server: Server) -> None:
