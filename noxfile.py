@@ -84,7 +84,7 @@ def comfy_cli(session: nox.Session) -> str:
 
 def chromium(session: nox.Session) -> None:
     """The browser tests drive a real Chromium."""
-    if shutil.which("chromium"):
+    if any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         return
     if shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
         session.run("apt-get", "update", "-qq", external=True)

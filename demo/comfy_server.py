@@ -30,7 +30,7 @@ class Server:
     """One server process on a base directory of its own (models, input, output, custom_nodes with this pack); see `start`."""
 
     def __init__(self, comfyui: Path, base: Path, port: int = 0, python: str = sys.executable) -> None:
-        self.comfyui, self.base, self.python = comfyui, base, python
+        self.comfyui, self.base, self.python = comfyui.resolve(), base.resolve(), python
         self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = base / "server.log"
