@@ -16,7 +16,8 @@ _OPTIONS = [
 ]
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: Playwright's event loop lives as long as this, and other tests have their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if _CHROMIUM is None:
         pytest.fail("the browser tests need chromium: install your system's package of it")

@@ -47,8 +47,7 @@ def test_the_widget_follows_a_run_survives_a_reload_and_stops_it(
         ".lora-loom-rate": r"step",
     }.items():
         expect(page.locator(part)).to_have_text(re.compile(shows))
-    expect(page.locator(".lora-loom-sample")).to_have_js_property("complete", True, timeout=60_000)
-    assert page.locator(".lora-loom-sample").evaluate("image => image.naturalWidth") == 128
+    expect(page.locator(".lora-loom-sample")).to_have_js_property("naturalWidth", 128, timeout=60_000)
 
     seen = points(page)
     page.reload()
