@@ -16,6 +16,8 @@ import aiohttp
 
 PACK = Path(__file__).resolve().parent.parent
 _START_SECONDS = 120.0
+# Whatever proxy the environment names, this server is on this machine.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Refused(Exception):
@@ -30,8 +32,9 @@ class Server:
     """One server process on a base directory of its own (models, input, output, custom_nodes with this pack); see `start`."""
 
     def __init__(self, comfyui: Path, base: Path, port: int = 0, python: str = sys.executable) -> None:
+        """`port`: the one to take if it is free; another if it is not."""
         self.comfyui, self.base, self.python = comfyui.resolve(), base.resolve(), python
-        self.port = port or _free_port()
+        self.port = _free_port(port)
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = base / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -41,7 +44,8 @@ class Server:
         for folder in ("models", "input", "output", "custom_nodes"):
             (self.base / folder).mkdir(parents=True, exist_ok=True)
         link = self.base / "custom_nodes" / "lora-loom"
-        if not link.exists():
+        if not (link.exists() and link.samefile(PACK)):
+            link.unlink(missing_ok=True)  # of a place where this folder was before
             link_folder(link, PACK)
         command = [self.python, "main.py", "--port", str(self.port), "--base-directory", str(self.base), "--disable-auto-launch"]
         command += ["--database-url", f"sqlite:///{self.base / 'comfy.db'}", *options]
@@ -76,14 +80,14 @@ class Server:
 
     def get(self, path: str) -> Any:
         """GET as JSON."""
-        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+        with _OPENER.open(self.url + path, timeout=30) as answer:
             return json.load(answer)
 
     def post(self, path: str, body: Any) -> Any:
         """POST JSON; raises Refused."""
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with _OPENER.open(request, timeout=30) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
             raise Refused(error.code, json.loads(error.read() or b"null")) from error
@@ -95,7 +99,10 @@ class Server:
         return self.post("/prompt", body)["prompt_id"]  # type: ignore[no-any-return]
 
     async def follow(self, prompt: dict[str, Any], client: str = "lora-loom-demo") -> AsyncIterator[dict[str, Any]]:
-        """Queue a graph and give what `/ws` says, as {type, data}, until the graph is done; pictures are left out."""
+        """Queue a graph and give what `/ws` says, as {type, data}, until the graph is done; pictures are left out.
+
+        Raises RuntimeError if the server ends before.
+        """
         async with aiohttp.ClientSession() as session, session.ws_connect(f"{self.url}/ws?clientId={client}", max_msg_size=0) as socket_:
             prompt_id = self.queue(prompt, client)
             async for message in socket_:
@@ -106,6 +113,7 @@ class Server:
                 ended = told["type"] in ("execution_success", "execution_error", "execution_interrupted")
                 if ended and told["data"].get("prompt_id") == prompt_id:
                     return
+        raise RuntimeError(f"ComfyUI ended before the graph was done:\n{self.last_words()}")
 
     def wait(self, prompt_id: str, timeout: float = 300) -> dict[str, Any]:
         """The history entry once the prompt is done."""
@@ -145,7 +153,10 @@ def link_folder(link: Path, target: Path) -> None:
         link.symlink_to(target, target_is_directory=True)
 
 
-def _free_port() -> int:
+def _free_port(wanted: int) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,5 +1,6 @@
 """What the demo trains on, put where ComfyUI looks for it."""
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,13 +63,18 @@ def _link_file(file: Path, folder: Path) -> str:
     if not file.is_file() or file.suffix != ".safetensors":
         raise ValueError(f"--checkpoint {file}: not a .safetensors file")
     target = folder / file.name
-    if not target.exists() or not target.samefile(file):
+    if not target.exists() or _identity(target) != _identity(file):
         target.unlink(missing_ok=True)
         try:
             os.link(file, target)
-        except OSError:  # another disk
-            shutil.copyfile(file, target)
+        except OSError:  # another disk; with its time, by which a training on it is found again
+            shutil.copy2(file, target)
     return file.name
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _neededown(images: Path, inputs: Path) -> tuple[str, str, tuple[str, ...]]:
@@ -78,7 +84,7 @@ def _neededown(images: Path, inputs: Path) -> tuple[str, str, tuple[str, ...]]:
     pictures = sorted(file for file in images.iterdir() if file.suffix.lower() in PICTURES)
     if not pictures:
         raise ValueError(f"--images {images}: no pictures in it ({', '.join(PICTURES)})")
-    name = f"own_{images.resolve().name}"
+    name = "own_" + re.sub(r"[^\w-]+", "_", images.resolve().name)[:80]  # it names the adapter as well
     held_out = pictures[::_HELD_OUT] if len(pictures) >= 2 * _HELD_OUT else []
     for chosen, folder in ((set(pictures) - set(held_out), name), (held_out, f"{name}_heldout")):
         _copy({file.name: file for picture in chosen for file in _with_caption(picture)}, inputs / folder)

@@ -39,7 +39,7 @@ def main() -> int:
         _make(server, material, arguments.out)
         if arguments.serve:
             _serve(server)
-    except (RuntimeError, Refused) as error:
+    except (RuntimeError, Refused, OSError) as error:
         print(f"demo: {error}\nComfyUI's log: {server.log}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -169,7 +169,7 @@ def _draw(server: Server, material: Material, adapter: str, out: Path) -> dict[s
             graph[sampler["positive"][0]]["inputs"]["text"] = prompt
             if material.cfg:
                 sampler["cfg"] = material.cfg
-            saved = server.file(server.run(graph)[save]["images"][0])
+            saved = server.file(server.run(graph, timeout=3600)[save]["images"][0])
             name = f"{number}_weight_{weight:g}.png"
             shutil.copyfile(saved, out / name)
             images[f"{prompt} @ {weight:g}"] = name

@@ -52,6 +52,16 @@ class LoomAdapterStack(io.ComfyNode):
         return True
 
     @classmethod
+    def fingerprint_inputs(cls, rows: Any = None, **_: Any) -> list[tuple[int, int]]:
+        # A file that was replaced under its name is another adapter.
+        try:
+            files = _check_files(parse_rows(rows)) if isinstance(rows, str) else []
+            stats = [file.stat() for file in files if file]
+        except (StackError, PathError, OSError):
+            return []  # execute says what is wrong
+        return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+    @classmethod
     def execute(cls, rows: str, adapters: tuple[Row, ...] = (), lora_stack: Any = None) -> io.NodeOutput:
         stack = (*from_lora_stack(lora_stack or ()), *(adapters or ()), *parse_rows(rows))
         files = _check_files(stack)

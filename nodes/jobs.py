@@ -25,6 +25,8 @@ from ..trainer.spec import CaptionSpec, TrainLoRASpec, run_id
 from .paths import runs_root
 
 PACK = Path(__file__).resolve().parent.parent
+# `python -m trainer` where python does not look into the current folder: that of Windows' portable ComfyUI does not.
+_START = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module('trainer', run_name='__main__', alter_sys=True)"
 _POLL_SECONDS = 0.1
 _LEAVE_SECONDS = 30.0
 _LOG_LINES = 12
@@ -64,8 +66,8 @@ class Run:
             try:
                 self.process.stdin.write(Stop(save=save).model_dump_json().encode() + b"\n")
                 self.process.stdin.flush()
-            except (BrokenPipeError, ValueError):
-                pass  # It has just left by itself.
+            except (OSError, ValueError):
+                pass  # It has just left by itself. Windows calls a broken pipe an invalid argument.
 
 
 RUNS: dict[str, Run] = {}
@@ -124,7 +126,7 @@ def _start(folder: Path, log: Any) -> "subprocess.Popen[bytes]":
     group: dict[str, Any] = {"start_new_session": True} if os.name == "posix" else {"creationflags": 0x00000200}
     try:
         return subprocess.Popen(
-            [python, "-m", "trainer", "run", str(folder)],
+            [python, "-c", _START, str(PACK), "run", str(folder)],
             cwd=PACK,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -221,5 +223,5 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         if stream is not None:
             try:
                 stream.close()
-            except BrokenPipeError:
+            except OSError:
                 pass

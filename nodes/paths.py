@@ -100,7 +100,9 @@ def captioner_folder(name: str) -> Path:
 
 def lora_output(name: str) -> Path:
     """Where the adapter `name` goes; `name` has passed the spec's own check for plain names."""
-    return Path(folder_paths.get_folder_paths("loras")[0], f"{name}.safetensors")
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    folder.mkdir(parents=True, exist_ok=True)  # a path of extra_model_paths.yaml need not be there yet
+    return folder / f"{name}.safetensors"
 
 
 def runs_root() -> Path:

@@ -1,4 +1,4 @@
-"""The HTTP routes: what runs there are, one run's history, and stopping one. Never a path in, never a path out."""
+"""The HTTP routes: what runs there are, one run's history, and stopping one. Never a path in."""
 from typing import Any
 
 from aiohttp import web

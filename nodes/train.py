@@ -118,14 +118,16 @@ class LoomTrainLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str, **_: Any) -> int:
+    def fingerprint_inputs(cls, name: str | None, **_: Any) -> int:
         # ComfyUI remembers a node's outputs, files are not among them. A training that was stopped, and one whose file has since been
         # deleted or replaced, is to be gone on with, so its fingerprint changes.
-        left = _LEFT.get(name)
-        if left and (not left[0].is_file() or left[0].stat().st_mtime_ns != left[1]):
-            _REDO[name] += 1
-            del _LEFT[name]
-        return _REDO[name]
+        # A name that comes by a link is not told here: then any of them counts.
+        for known in [name] if name is not None else list(_LEFT):
+            left = _LEFT.get(known)
+            if left and (not left[0].is_file() or left[0].stat().st_mtime_ns != left[1]):
+                _REDO[known] += 1
+                del _LEFT[known]
+        return _REDO[name] if name is not None else _REDO.total()
 
     @classmethod
     def execute(cls, base: Base, dataset: Dataset, name: str, options: Sampling | None = None, **settings: Any) -> io.NodeOutput:

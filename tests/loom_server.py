@@ -22,8 +22,8 @@ class Server(comfy_server.Server):
     """Adds what only tests ask: that a prompt fails, and how far a training is."""
 
     def start(self, *options: str, **environment: str) -> "Server":
-        """On the CPU: its results are the same on every machine."""
-        super().start("--cpu", *options, **environment)
+        """On the CPU, the trainer too: results are to be the same at every run."""
+        super().start("--cpu", *options, **{"CUDA_VISIBLE_DEVICES": "", **environment})
         return self
 
     def fail(self, prompt: dict[str, Any], timeout: float = 300) -> str:

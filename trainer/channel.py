@@ -46,7 +46,8 @@ class Channel:
             self._file.write(line)
             try:
                 self._out.write(line)
-            except BrokenPipeError:
+            except OSError:
+                # A broken pipe, which Windows calls an invalid argument.
                 # ComfyUI is gone; the reader of stdin sees the same and ends the run. The file still gets every event.
                 pass
 

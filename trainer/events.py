@@ -107,7 +107,7 @@ class Warned(_Event):
 class Finished(_Event):
     """The run ended well. `stopped`: it was asked to end early and what it had is saved.
 
-    `adapter` is the finished file's absolute path (empty where the run makes none) and `sha256` that of its bytes.
+    `adapter` is the finished file's name (empty where the run makes none) and `sha256` that of its bytes.
     """
 
     event: Literal["finished"] = "finished"

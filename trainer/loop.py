@@ -70,12 +70,13 @@ class Loop:
         self._elapsed = 0.0
         self._steps_timed = 0
         self._skipped_in_a_row = 0
+        self._scale = self._current_scale()
         device = self.accelerator.device
         last_report = started = time.perf_counter()
         while self.position.step < self.total and not self.should_stop():
             loss = self._step(device)
             self.position.draws += 1
-            if self.accelerator.optimizer_step_was_skipped:
+            if self._was_skipped():
                 self._count_skip()
                 continue
             self._skipped_in_a_row = 0
@@ -107,6 +108,16 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
+
+    def _was_skipped(self) -> bool:
+        # A scale that has shrunk is the scaler's word for an overflow. accelerate's own sign is whether step() was called, and the fused
+        # optimiser is called all the same: it leaves the step out inside its kernel.
+        before, self._scale = self._scale, self._current_scale()
+        return self._scale < before
+
+    def _current_scale(self) -> float:
+        scaler = self.accelerator.scaler
+        return float(scaler.get_scale()) if scaler is not None else 1.0
 
     def _count_skip(self) -> None:
         self._skipped_in_a_row += 1

@@ -122,7 +122,9 @@ class LoRATraining:
         for index, prompt in enumerate(sampling.prompts):
             self.channel.emit(Phase(name="drawing samples", done=index, total=len(sampling.prompts), detail=prompt))
             text, negative = self.prompts[index + 1 : index + 2], self.prompts[:1]
-            latents = draw(self.family, self.unet, text, negative, sampling, index, device)
+            latents = draw(self.family, self.unet, text, negative, sampling, index, device, self.channel.stop_requested)
+            if latents is None:
+                return
             pixels = self.family.decode_latents(self.vae.to(device), latents)[0]
             self.vae.to("cpu")
             file = f"samples/step-{step:08d}-{index}.png"
@@ -145,7 +147,7 @@ class LoRATraining:
         self._save_state()
         adapter, sha256 = "", ""
         if not early or (stop is not None and stop.save == "adapter"):
-            adapter, sha256 = spec.output, self._write_adapter(step)
+            adapter, sha256 = Path(spec.output).name, self._write_adapter(step)
         if not early:
             self._validate(step)
             self._draw(step)

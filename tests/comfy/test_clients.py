@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from loom_server import PACK, Server, training_graph
+from tiny_blip import make_tiny_blip
 
 API = PACK / "workflows" / "api"
 
@@ -54,6 +55,13 @@ def test_progress_comes_on_the_websocket_and_results_in_the_history(server: Serv
     assert result["seconds_per_step"] > 0
     assert server.file(result["loss_plot"]).is_file()
     assert server.training("watched")["id"] == result["run"]
+
+
+def test_the_captioning_workflow_keeps_the_captions_that_are_there(server: Server) -> None:
+    make_tiny_blip(server.base / "models" / "captioners" / "blip")
+    captions = next(iter(server.run(workflow("caption_dataset")).values()))["text"]
+    assert len(captions) == 30
+    assert "red apple, red food" in captions
 
 
 @pytest.mark.parametrize("form", ["api", "saved graph"])

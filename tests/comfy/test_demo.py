@@ -62,7 +62,9 @@ def colour(picture: np.ndarray) -> np.ndarray:
     return picture[picture.min(axis=-1) < 0.85].mean(axis=0)
 
 
-def test_prompts_of_food_move_toward_the_training_pictures(out: Path, report: dict[str, Any]) -> None:
+def test_prompts_of_food_move_toward_the_training_pictures(
+    out: Path, report: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     shape, paint = [], []
     for prompt in {name.split(" @ ")[0] for name in report["images"]}:
         if target := training_picture(prompt):
@@ -72,7 +74,8 @@ def test_prompts_of_food_move_toward_the_training_pictures(out: Path, report: di
             paint.append([distance(colour(picture), colour(wanted)) for picture in drawn])
     assert len(shape) >= 3
     shapes, paints = np.mean(shape, axis=0), np.mean(paint, axis=0)
-    print(f"mean distance to the training picture at weights 0, 0.5, 1: by block {shapes.round(3)}, of the mean colour {paints.round(3)}")
+    with capsys.disabled():
+        print(f"\ndistance to the training pictures at weights 0, 0.5, 1: by block {shapes.round(3)}, of the mean colour {paints.round(3)}")
     assert shapes[2] < shapes[1] < shapes[0]
     assert paints[2] < 0.75 * paints[0]
 
@@ -85,5 +88,4 @@ def test_smileys_stay_recognisable(out: Path, report: dict[str, Any]) -> None:
     for smiley in smileys:
         # Of all that the base draws without the adapter, the smiley with it is nearest to the smiley.
         nearest = min(prompts, key=lambda prompt: distance(adapted[smiley], plain[prompt]))
-        print(f"{smiley}: moved by {distance(adapted[smiley], plain[smiley]):.3f}, nearest to the base's {nearest!r}")
         assert nearest in smileys

@@ -2,6 +2,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -56,6 +57,47 @@ def test_cancel_keeps_the_state_and_the_next_queue_goes_on_to_the_same_adapter(s
     server.run(training_graph("uncut", steps=60))
     cut, whole = (load_file(server.base / "models" / "loras" / f"{name}.safetensors") for name in ("cancelled", "uncut"))
     assert all(bool((cut[key] == whole[key]).all()) for key in whole)
+
+
+def test_cancel_while_samples_are_drawn_is_as_quick_and_keeps_the_state(server: Server) -> None:
+    graph = training_graph("drawing", steps=50)
+    graph["sampling"]["inputs"].update(prompts="\n".join("abcdefgh"), every_steps=2, steps=200)
+    prompt = server.queue(graph)
+    run = server.wait_for_step("drawing", 2)["id"]
+    pid = pid_of(server, run)
+    deadline = time.monotonic() + 30
+    while not any(event["event"] == "phase" and event["name"] == "drawing samples" for event in events(server, run)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    server.post("/interrupt", {})
+    wait_gone(pid, 10)
+    assert not any(event["event"] == "sample" for event in events(server, run)), "this machine draws too fast for this test"
+    assert any(event["event"] == "checkpoint" and event["step"] == 2 for event in events(server, run))
+    server.wait(prompt)
+
+
+def test_a_stopped_training_goes_on_also_when_its_name_comes_by_a_link(server: Server) -> None:
+    graph = training_graph("linked", steps=60)
+    graph["name"] = node("PrimitiveString", value="linked")
+    graph["train"]["inputs"]["name"] = ["name", 0]
+    prompt = server.queue(graph)
+    run = server.wait_for_step("linked", 3)["id"]
+    server.post(f"/lora_loom/runs/{run}/stop", {"save": True})
+    assert server.wait(prompt)["outputs"]["train"]["lora_loom"][0]["steps"] < 60
+    assert server.run(graph)["train"]["lora_loom"][0]["steps"] == 60
+
+
+def test_a_python_that_does_not_look_into_the_current_folder_trains_too(server: Server, tmp_path: Path) -> None:
+    # As that of ComfyUI's portable build for Windows.
+    isolated = tmp_path / "python"
+    isolated.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I "$@"\n')
+    isolated.chmod(0o755)
+    database = f"sqlite:///{tmp_path / 'comfy.db'}"
+    other = Server(comfyui(), server.base).start("--database-url", database, LORA_LOOM_PYTHON=str(isolated))
+    try:
+        assert other.run(training_graph("isolated", steps=1))["train"]["lora_loom"][0]["steps"] == 1
+    finally:
+        other.stop()
 
 
 def test_stop_saves_the_adapter_so_far_and_the_graph_goes_on(server: Server) -> None:

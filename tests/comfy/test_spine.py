@@ -1,5 +1,6 @@
 """A folder of pictures becomes a LoRA that changes what ComfyUI draws, in the real server."""
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from loom_server import Refused, Server, comfyui, drawing_graph, node, training_graph
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 PROMPT = "red apple, red food"
 
@@ -145,6 +146,16 @@ def test_the_same_seed_gives_the_same_adapter_to_the_bit(server: Server) -> None
     server.run(training_graph("three", steps=4, seed=2))
     three = load_file(server.base / "models" / "loras" / "three.safetensors")
     assert any(bool((one[key] != three[key]).any()) for key in one)
+
+
+def test_an_adapter_that_was_replaced_under_its_name_is_read_again(server: Server, trained: dict) -> None:
+    loras = server.base / "models" / "loras"
+    other = load_file(loras / "spine.safetensors")
+    shutil.copy(loras / "spine.safetensors", loras / "replaced.safetensors")
+    graph = stacked("replaced", 1.0, "replaced")
+    before = picture(server, graph)
+    save_file({name: -tensor if name.endswith("lora_up.weight") else tensor for name, tensor in other.items()}, loras / "replaced.safetensors")
+    assert not np.array_equal(before, picture(server, graph))
 
 
 def test_a_missing_adapter_is_refused_when_it_is_queued(server: Server) -> None:
