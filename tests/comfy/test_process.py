@@ -63,7 +63,7 @@ def test_cancel_while_samples_are_drawn_is_as_quick_and_keeps_the_state(server: 
     graph = training_graph("drawing", steps=50)
     graph["sampling"]["inputs"].update(prompts="\n".join("abcdefgh"), every_steps=2, steps=200)
     prompt = server.queue(graph)
-    run = server.wait_for_step("drawing", 2)["id"]
+    run = server.wait_for_step("drawing", 1)["id"]
     pid = pid_of(server, run)
     deadline = time.monotonic() + 30
     while not any(event["event"] == "phase" and event["name"] == "drawing samples" for event in events(server, run)):
