@@ -55,6 +55,10 @@ class Channel:
         """Whether the run has been asked to end."""
         return self.stop is not None
 
+    def sample_waiting(self) -> bool:
+        """Whether sample pictures have been asked for and not yet been drawn."""
+        return self._sample.is_set()
+
     def sample_requested(self) -> bool:
         """Whether sample pictures have been asked for since the last call."""
         asked = self._sample.is_set()

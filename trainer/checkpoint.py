@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .adapters.files import sha256_of, write_bytes, write_safetensors
-from .spec import Model
+from .ema import Ema
+from .optim import restore, state_tensors
+from .typed import Model
 
 _PREFIX = "step-"
 _KEPT = 2
@@ -28,11 +30,12 @@ class StateError(RuntimeError):
 
 
 class _Manifest(Model):
-    """`step`: optimiser steps taken. `draws`: batches drawn, which is more when fp16 skipped steps."""
+    """`step`: optimiser steps taken. `draws`: batches drawn, which is more when steps were left out. `optimizer`: what of it is no tensor."""
 
     step: int
     draws: int
     scaler: dict[str, float | int] | None
+    optimizer: Any
     sha256: dict[str, str]
 
 
@@ -45,7 +48,13 @@ class State(Model):
 
 
 def save_state(
-    run: Path, step: int, draws: int, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, scaler: dict[str, Any] | None
+    run: Path,
+    step: int,
+    draws: int,
+    parameters: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    scaler: dict[str, Any] | None,
+    ema: Ema | None = None,
 ) -> Path:
     """Save; gives the folder. Older states than the newest two are removed after the new one is in place."""
     states = run / "state"
@@ -53,11 +62,12 @@ def save_state(
     temporary = states / f".{final.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    sums = {
-        "adapter.safetensors": write_safetensors(temporary / "adapter.safetensors", parameters),
-        "optimizer.safetensors": write_safetensors(temporary / "optimizer.safetensors", _optimizer_tensors(optimizer)),
-    }
-    manifest = _Manifest(step=step, draws=draws, scaler=scaler, sha256=sums)
+    tensors, numbers = state_tensors(optimizer)
+    files = {"adapter.safetensors": parameters, "optimizer.safetensors": tensors}
+    if ema is not None:
+        files["ema.safetensors"] = dict(zip(parameters, ema.tensors(), strict=True))
+    sums = {name: write_safetensors(temporary / name, content) for name, content in files.items()}
+    manifest = _Manifest(step=step, draws=draws, scaler=scaler, optimizer=numbers, sha256=sums)
     write_bytes(temporary / "state.json", manifest.model_dump_json(indent=2).encode())
     _sync(temporary)
     shutil.rmtree(final, ignore_errors=True)
@@ -79,8 +89,10 @@ def latest_state(run: Path) -> State | None:
     return None
 
 
-def load_state(state: State, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, scaler: Any | None) -> None:
-    """Copy a state into `parameters` (in place), `optimizer` and `scaler`. Raises StateError if it does not fit."""
+def load_state(
+    state: State, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, scaler: Any | None, ema: Ema | None = None
+) -> None:
+    """Copy a state into `parameters` (in place), `optimizer`, `scaler` and `ema`. Raises StateError if it does not fit."""
     folder = Path(state.folder)
     manifest = _checked(folder)
     saved = load_file(folder / "adapter.safetensors")
@@ -88,23 +100,12 @@ def load_state(state: State, parameters: Mapping[str, Tensor], optimizer: torch.
         raise StateError(f"{folder.name} belongs to a network with other layers")
     for name, tensor in parameters.items():
         tensor.copy_(saved[name])
-    _restore_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
+    restore(optimizer, load_file(folder / "optimizer.safetensors"), manifest.optimizer)
     if scaler is not None and manifest.scaler:
         scaler.load_state_dict(manifest.scaler)
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()}
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    whole = optimizer.state_dict()
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+    if ema is not None:
+        averages = load_file(folder / "ema.safetensors")
+        ema.load([averages[name] for name in parameters])
 
 
 def _folders(run: Path) -> list[Path]:

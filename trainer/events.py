@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from .spec import Model
+from .typed import Model
 
 
 class ExitCode(IntEnum):

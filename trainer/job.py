@@ -9,8 +9,10 @@ from .adapters.files import FileError
 from .channel import Channel
 from .events import ExitCode, Failed, Finished, Phase, Started
 from .families.detect import FamilyError, check_vae, describe_checkpoint
+from .optim import check
 from .room import check_disk
-from .spec import CaptionSpec, SpecError, TrainLoRASpec, read_spec
+from .spec import CaptionSpec, TrainLoRASpec, read_spec
+from .typed import SpecError
 
 SPEC_FILE, EVENTS_FILE = "spec.json", "events.jsonl"
 
@@ -42,6 +44,7 @@ def _train(spec: TrainLoRASpec, folder: Path, channel: Channel) -> bool:
     except FileError as error:
         raise SpecError(str(error)) from error
     check_disk(spec, folder, checkpoint.unet)
+    check(spec.optimizer)
     # Seconds of imports: after the checks, so that a wrong spec is answered at once.
     channel.emit(Phase(name="loading libraries"))
     from .training import LoRATraining

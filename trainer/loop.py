@@ -1,177 +1,193 @@
 """The training loop: knows steps, precision and time; what trains, on what, and what is saved are given to it."""
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from .data.encode import Encoded
-from .data.order import batch_indices, generator
-from .events import Event, Progress
-from .objective import denoising_loss, draw_noise
+from .ema import Ema
+from .events import Event, Progress, Warned
+from .optim import supports_found_inf
 
 _REPORT_SECONDS = 0.25
-_HOPELESS_SKIPS = 50
+_HOPELESS_OVERFLOWS = 50
+_HOPELESS_LOSSES = 10
+# On a GPU the outcome of a step is read two steps later, when it has long been known: reading it at once would make every step wait.
+_LAG_ON_CUDA = 2
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on. The message names the likely causes."""
 
 
-class Predicts(Protocol):
-    """The part of a family that a step needs."""
-
-    timesteps: int
-
-    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
-
-    def predict(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor: ...
-
-    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
-
-
 @dataclass
 class Position:
-    """Where a run is. `step`: optimiser steps taken; `draws`: batches drawn, which is more when fp16 skipped steps."""
+    """Where a run is. `step`: optimiser steps taken; `draws`: batches drawn, which is more where steps were left out."""
 
     step: int = 0
     draws: int = 0
+
+
+class _Outcome:
+    """A step's numbers on their way from the device: its loss, and whether loss and gradient were finite."""
+
+    def __init__(self, loss: Tensor, norm: Tensor, first_draw: int) -> None:
+        self.first_draw = first_draw
+        values = torch.stack((loss, norm.to(loss)))
+        self.event: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            self.values = torch.empty(2, dtype=values.dtype, pin_memory=True)
+            self.values.copy_(values, non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record()
+        else:
+            self.values = values
+
+    def read(self) -> tuple[float, bool]:
+        """The loss, and whether the gradient was finite; waits until they are here."""
+        if self.event is not None:
+            self.event.synchronize()
+        loss, norm = self.values.tolist()
+        return loss, _is_finite(loss) and _is_finite(norm)
 
 
 @dataclass
 class Loop:
     """One run's loop. `run` goes on from `position` until `total` steps are taken or `should_stop` says so.
 
-    Losses stay on the device and are read back four times a second, so that a step never waits for one.
+    `loss_of(n)` is the loss of batch n, `names_of(n)` its file names; `learning_rate(step)` that of the step after `step` steps. A step
+    whose loss or gradient is not finite is not taken. `due(step)` says whether `after_step(step)` has anything to do: only then does a GPU
+    have to be waited for.
     """
 
-    family: Predicts
-    unet: nn.Module
+    loss_of: Callable[[int], Tensor]
+    names_of: Callable[[int], list[str]]
     parameters: list[nn.Parameter]
-    data: Encoded
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
+    learning_rate: Callable[[int], float]
     emit: Callable[[Event], None]
     should_stop: Callable[[], bool]
+    due: Callable[[int], bool]
     after_step: Callable[[int], None]
-    batch_size: int
     total: int
-    seed: int
-    max_grad_norm: float
+    gradient_accumulation_steps: int = 1
+    max_grad_norm: float = 0.0
+    ema: Ema | None = None
     position: Position = field(default_factory=Position)
-    losses: list[float] = field(default_factory=list)
 
     def run(self) -> None:
-        """Train. Raises TrainingError when the loss is no number, or fp16 overflows without end."""
-        self._waiting: list[Tensor] = []
-        self._elapsed = 0.0
+        """Train. Raises TrainingError when the loss is no number many times in a row, or fp16 overflows without end."""
+        self._pending: deque[_Outcome] = deque()
+        self._losses: list[float] = []
         self._steps_timed = 0
-        self._skipped_in_a_row = 0
-        self._scale = self._current_scale()
-        device = self.accelerator.device
+        self._left_out_in_a_row = 0
+        inner: Any = getattr(self.optimizer, "optimizer", self.optimizer)
+        # Under fp16 the scaler keeps a bad step from being taken; elsewhere the optimiser itself, if it can, without being waited for.
+        self._guarded = self.accelerator.scaler is None and supports_found_inf(inner)
+        self._inner = inner
+        self._lag = _LAG_ON_CUDA if self.accelerator.device.type == "cuda" and (self.accelerator.scaler or self._guarded) else 0
         last_report = started = time.perf_counter()
-        while self.position.step < self.total and not self.should_stop():
-            loss = self._step(device)
-            self.position.draws += 1
-            if self._was_skipped():
-                self._count_skip()
+        while not self.should_stop():
+            if self.position.step + len(self._pending) >= self.total:
+                self._settle(0)
+                if self.position.step >= self.total:
+                    break
                 continue
-            self._skipped_in_a_row = 0
-            self.position.step += 1
-            self._steps_timed += 1
-            self._waiting.append(loss)
+            self._step()
+            ahead = self.position.step + len(self._pending)
+            pause = self.due(ahead) or ahead in (1, self.total)
+            before = self.position.step
+            self._settle(0 if pause else self._lag)
             now = time.perf_counter()
-            if now - last_report >= _REPORT_SECONDS or self.position.step in (1, self.total):
+            if self._losses and (now - last_report >= _REPORT_SECONDS or (pause and self.position.step in (1, self.total))):
                 self._report(now - started)
                 last_report = now
-            # What happens between steps (pictures, saves) is not training time.
-            paused = time.perf_counter()
-            self.after_step(self.position.step)
-            started += time.perf_counter() - paused
-        if self._waiting:
+            if pause and self.position.step > before and self.due(self.position.step):
+                # What happens between steps (pictures, saves) is not training time.
+                paused = time.perf_counter()
+                self.after_step(self.position.step)
+                started += time.perf_counter() - paused
+        self._settle(0)
+        if self._losses:
             self._report(time.perf_counter() - started)
 
-    def _step(self, device: torch.device) -> Tensor:
-        positions = batch_indices(self.seed, self.position.draws, self.batch_size, len(self.data.visits))
-        latents, text = self.data.batch(positions)
-        noise, timesteps = draw_noise(tuple(latents.shape), self.family.timesteps, generator(self.seed, "noise", self.position.draws))
-        latents, text, noise, timesteps = (_to(tensor, device) for tensor in (latents, text, noise, timesteps))
-        noisy = self.family.add_noise(latents, noise, timesteps)
-        prediction = self.family.predict(self.unet, noisy, timesteps, text)
-        loss = denoising_loss(prediction, self.family.target(latents, noise, timesteps))
-        self.accelerator.backward(loss)
-        if self.max_grad_norm:
-            self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        self.optimizer.step()
+    def _step(self) -> None:
+        first = self.position.draws
+        rate = self.learning_rate(self.position.step + len(self._pending))
+        for group in self._inner.param_groups:
+            group["lr"] = rate
+        losses = []
+        for number in range(first, first + self.gradient_accumulation_steps):
+            loss = self.loss_of(number)
+            self.accelerator.backward(loss / self.gradient_accumulation_steps)
+            losses.append(loss.detach())
+        self.position.draws += self.gradient_accumulation_steps
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm or float("inf"))
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        outcome = _Outcome(loss, norm, first)
+        if self._guarded:
+            self._inner.found_inf = (~torch.isfinite(loss + norm)).float()
+        if self._guarded or self.accelerator.scaler is not None or outcome.read()[1]:
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update(self.position.step + len(self._pending))
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        self._pending.append(outcome)
 
-    def _was_skipped(self) -> bool:
-        # A scale that has shrunk is the scaler's word for an overflow. accelerate's own sign is whether step() was called, and the fused
-        # optimiser is called all the same: it leaves the step out inside its kernel.
-        before, self._scale = self._scale, self._current_scale()
-        return self._scale < before
+    def _settle(self, most: int) -> None:
+        """Read outcomes until at most `most` are still on their way."""
+        while len(self._pending) > most:
+            outcome = self._pending.popleft()
+            loss, finite = outcome.read()
+            if finite:
+                self._left_out_in_a_row = 0
+                self.position.step += 1
+                self._steps_timed += 1
+                self._losses.append(loss)
+            else:
+                self._left_out(outcome, loss)
 
-    def _current_scale(self) -> float:
-        scaler = self.accelerator.scaler
-        return float(scaler.get_scale()) if scaler is not None else 1.0
-
-    def _count_skip(self) -> None:
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row >= _HOPELESS_SKIPS:
+    def _left_out(self, outcome: _Outcome, loss: float) -> None:
+        self._left_out_in_a_row += 1
+        overflow = self.accelerator.scaler is not None and _is_finite(loss)
+        if overflow and self._left_out_in_a_row < _HOPELESS_OVERFLOWS:
+            return  # the scaler is finding its scale
+        numbers = range(outcome.first_draw, outcome.first_draw + self.gradient_accumulation_steps)
+        names = ", ".join(dict.fromkeys(name for number in numbers for name in self.names_of(number)))
+        if overflow:
             raise TrainingError(
-                f"fp16 overflowed {_HOPELESS_SKIPS} times in a row after step {self.position.step}: lower learning_rate, or set precision "
+                f"fp16 overflowed {_HOPELESS_OVERFLOWS} times in a row after step {self.position.step}: lower learning_rate, or set precision "
                 "to bf16 or fp32."
+            )
+        what = "the loss" if not _is_finite(loss) else "the gradient"
+        self.emit(Warned(message=f"{what} was not a number after step {self.position.step}; the step was not taken. Its pictures: {names}."))
+        if self._left_out_in_a_row >= _HOPELESS_LOSSES:
+            raise TrainingError(
+                f"{what} was not a number {_HOPELESS_LOSSES} times in a row after step {self.position.step}, last for {names}. Likely causes: "
+                "learning_rate too high, fp16 with a base that overflows (set precision to bf16 or fp32), or a damaged checkpoint or VAE. "
+                "No step of these was taken, and the state before them is saved."
             )
 
     def _report(self, elapsed: float) -> None:
-        losses = torch.stack(self._waiting).tolist()
-        self._waiting.clear()
-        finite = all(map(_is_finite, losses))
-        if not finite:
-            raise TrainingError(
-                f"the loss is no longer a number near step {self.position.step}. Likely causes: learning_rate too high, or fp16 with a base "
-                "that overflows (set precision to bf16 or fp32). Nothing of this run was saved as an adapter."
-            )
-        self.losses += losses
+        losses = tuple(self._losses)
+        self._losses.clear()
         self.emit(
             Progress(
                 step=self.position.step,
                 total=self.total,
-                losses=tuple(losses),
-                learning_rate=self.optimizer.param_groups[0]["lr"],
+                losses=losses,
+                learning_rate=self.learning_rate(self.position.step - 1),
                 elapsed_seconds=elapsed,
                 steps_per_second=self._steps_timed / elapsed if elapsed > 0 else 0.0,
-                skipped_steps=self.position.draws - self.position.step,
+                skipped_steps=self.position.draws // self.gradient_accumulation_steps - self.position.step,
             )
         )
 
 
 def _is_finite(value: float) -> bool:
     return value - value == 0.0
-
-
-def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    # Pinned memory lets the copy run beside the kernels; the CPU needs neither.
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def validation_loss(family: Predicts, unet: nn.Module, data: Encoded, device: torch.device, seed: int, draws: int = 8) -> float:
-    """Mean loss over every picture of `data` at `draws` fixed timesteps each, spread evenly, with fixed noise.
-
-    The same pictures, noise and timesteps at every call, so two values differ only by the model.
-    """
-    spread = torch.linspace(0, family.timesteps - 1, draws + 2)[1:-1].long()
-    losses = []
-    with torch.no_grad():
-        for row in range(len(data.latents)):
-            latents = data.latents[row : row + 1].expand(draws, -1, -1, -1)
-            noise, _ = draw_noise(tuple(latents.shape), family.timesteps, generator(seed, "validation", row))
-            noisy = family.add_noise(latents, noise, spread).to(device)
-            text = data.text[row : row + 1].expand(draws, -1, -1).to(device)
-            prediction = family.predict(unet, noisy, spread.to(device), text).cpu()
-            losses.append(denoising_loss(prediction, family.target(latents, noise, spread)))
-    return float(torch.stack(losses).mean())

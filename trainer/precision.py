@@ -4,7 +4,8 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
-from .spec import Precision, SpecError
+from .spec import Precision
+from .typed import SpecError
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@ import shutil
 from pathlib import Path
 
 from .families.detect import UNetShape
-from .spec import Network, SpecError, TrainLoRASpec
+from .options import Network
+from .spec import TrainLoRASpec
+from .typed import SpecError
 
 _SPARE_BYTES = 64 * 2**20
 _SAMPLE_BYTES_PER_PIXEL = 3
@@ -17,16 +19,26 @@ def lora_parameters(shape: UNetShape, network: Network) -> int:
         blocks.append((shape.widths[-1], 1))
     for width, count in blocks:
         attention = 6 * 2 * width + 2 * (shape.context_width + width)
-        other = (width + 8 * width) + (4 * width + width) + 2 * 2 * width if network.targets == "transformer" else 0
+        other = (width + 8 * width) + (4 * width + width) + 2 * 2 * width if network.targets != "attention" else 0
         per_rank += count * (attention + other)
-    return per_rank * network.rank
+    matrices = {"lora": 1, "loha": 2, "lokr": 1}[network.kind]
+    return per_rank * network.rank * matrices + _convolutions(shape, network)
+
+
+def _convolutions(shape: UNetShape, network: Network) -> int:
+    if network.targets != "transformer+conv":
+        return 0
+    # Two 3x3 convolutions a residual block; the way up takes the way down's channels along.
+    resblocks = sum((1 + 2) * shape.blocks_per_level * width for width in shape.widths)
+    return 2 * resblocks * (9 + 1) * (network.conv_rank or network.rank)
 
 
 def check_disk(spec: TrainLoRASpec, run: Path, shape: UNetShape) -> None:
     """Refuse a run whose states, pictures and adapter do not fit. Raises SpecError with both sizes."""
     parameters = lora_parameters(shape, spec.network)
-    # A state holds the weights and AdamW's two moments in fp32; three states exist while one is being replaced.
-    states = 3 * 3 * 4 * parameters
+    # A state holds the weights, their average and AdamW's two moments in fp32; three states exist while one is being replaced.
+    copies = 4 if spec.optimizer.ema_decay else 3
+    states = 3 * copies * 4 * parameters
     drawings = len(spec.sampling.prompts) * (1 + (spec.steps // spec.sampling.every_steps if spec.sampling.every_steps else 0))
     pictures = drawings * spec.sampling.width * spec.sampling.height * _SAMPLE_BYTES_PER_PIXEL
     adapter = 2 * 2 * parameters

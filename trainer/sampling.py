@@ -3,39 +3,47 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from diffusers import EulerDiscreteScheduler
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from .data.order import generator
-from .families.sd import LATENT_FACTOR, StableDiffusion1
-from .spec import Sampling
+from .denoising import Denoising
+from .families.protocol import Conditioning, Family
+from .options import Sampling
 
 
 def draw(
-    family: StableDiffusion1,
-    unet: nn.Module,
-    text: Tensor,
-    negative: Tensor,
+    family: Family,
+    model: Denoising,
+    text: Conditioning,
     sampling: Sampling,
     index: int,
-    device: torch.device,
     should_stop: Callable[[], bool],
 ) -> Tensor | None:
-    """Scaled latents (1, 4, h/8, w/8) for one prompt, with classifier-free guidance (https://arxiv.org/abs/2207.12598).
+    """Scaled latents (1, channels, h/8, w/8) for one prompt, with classifier-free guidance (https://arxiv.org/abs/2207.12598).
 
-    `text`, `negative`: embeddings (1, 77, width). Prompt `index` has its own noise, the same at every step of the training, so that
+    `text`: two rows, the negative prompt and the prompt. Prompt `index` has its own noise, the same at every step of the training, so that
     pictures of different steps can be compared. None if `should_stop` said so on the way: a picture must not delay a stop.
     """
-    scheduler = family.sampler(sampling.steps, device)
-    shape = (1, 4, sampling.height // LATENT_FACTOR, sampling.width // LATENT_FACTOR)
+    device = model.device
+    scheduler = EulerDiscreteScheduler.from_config(
+        family.sampler(sampling.steps, device).config,
+        prediction_type={"epsilon": "epsilon", "v": "v_prediction"}[model.prediction],
+        rescale_betas_zero_snr=model.objective.zero_terminal_snr,
+    )
+    scheduler.set_timesteps(sampling.steps, device=device)
+    shape = (1, family.latent_channels, sampling.height // family.latent_factor, sampling.width // family.latent_factor)
     latents = torch.randn(shape, generator=generator(sampling.seed, "sample", index)).to(device) * scheduler.init_noise_sigma
-    context = torch.cat([negative, text]).to(device)
+    size = (sampling.height, sampling.width)
+    sizes = torch.tensor([[*size, 0, 0, *size]] * 2) if family.uses_sizes else None
+    conditioning = Conditioning(text.hidden, text.pooled, sizes).to(device)
     with torch.inference_mode():
         for timestep in scheduler.timesteps:
             if should_stop():
                 return None
             scaled = scheduler.scale_model_input(latents, timestep)
-            without, with_text = family.predict(unet, torch.cat([scaled, scaled]), timestep, context).float().chunk(2)
+            without, with_text = family.predict(model.unet, torch.cat([scaled, scaled]), timestep.expand(2), conditioning).float().chunk(2)
             latents = scheduler.step(without + sampling.guidance_scale * (with_text - without), timestep, latents).prev_sample
     return latents
 

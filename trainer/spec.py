@@ -2,8 +2,6 @@
 
 A run folder holds one `spec.json`: either a `TrainLoRASpec` or a `CaptionSpec`, told apart by `task`. Everything that changes the
 result of the run is in it, so the same spec gives the same result; nothing in it is looked up later by name.
-
-Unknown keys are errors everywhere: a misspelt setting must not be ignored in silence.
 """
 import hashlib
 import json
@@ -11,35 +9,18 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
+
+from .options import Network, Objective, OptimizerOptions, Sampling
+from .typed import Model, SpecError, Utf8, explain
 
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
-Targets = Literal["transformer", "attention"]
 MissingCaptions = Literal["refuse", "use the trigger word"]
 CaptionMode = Literal["missing only", "all images"]
 
 MAX_REPEATS = 10_000
 NAME_PATTERN = re.compile(r"[\w][\w .+-]{0,99}")
 RUN_ID_PATTERN = re.compile(r"[a-z0-9_]+(?:-[a-z0-9_]+)*-[0-9a-f]{12}")
-
-
-class SpecError(ValueError):
-    """The spec asks for something that cannot be done. The message is for the user: what, where, what to do."""
-
-
-class Model(BaseModel):
-    """Immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _utf8(text: str) -> str:
-    text.encode()  # UnicodeEncodeError is a ValueError, so pydantic tells it like any other.
-    return text
-
-
-Utf8 = Annotated[str, AfterValidator(_utf8)]
-"""A string that JSON can hold: names on a disk need not be one."""
 
 
 class DatasetImage(Model):
@@ -102,31 +83,6 @@ class Base(Model):
     vae_mtime_ns: int | None = None
 
 
-class Network(Model):
-    """LoRA (https://arxiv.org/abs/2106.09685): W + alpha / rank * up @ down.
-
-    `targets`: `transformer` is every linear and 1x1 layer of the UNet's transformers (what kohya's trainer adapts), `attention` only
-    the q, k, v and output projections.
-    """
-
-    rank: int = Field(default=16, ge=1, le=1024)
-    alpha: float = Field(default=16.0, gt=0, le=4096)
-    targets: Targets = "transformer"
-
-
-class Sampling(Model):
-    """Pictures drawn while training. `every_steps` 0 means only at the end; sizes in pixels."""
-
-    prompts: tuple[str, ...] = ()
-    negative: str = ""
-    every_steps: int = Field(default=0, ge=0)
-    seed: int = Field(default=0, ge=0, lt=2**64)
-    steps: int = Field(default=20, ge=1, le=200)
-    guidance_scale: float = Field(default=7.0, ge=0, le=50)
-    width: int = Field(default=512, ge=64, le=4096, multiple_of=8)
-    height: int = Field(default=512, ge=64, le=4096, multiple_of=8)
-
-
 class TrainLoRASpec(Model):
     """Train a LoRA on `base` with `dataset`; the finished file goes to `output` (absolute)."""
 
@@ -141,9 +97,10 @@ class TrainLoRASpec(Model):
     steps: int = Field(ge=1, le=1_000_000)
     batch_size: int = Field(default=1, ge=1, le=1024)
     learning_rate: float = Field(default=1e-4, gt=0, le=10)
-    max_grad_norm: float = Field(default=1.0, ge=0)
     seed: int = Field(default=0, ge=0, lt=2**64)
     precision: Precision = "auto"
+    optimizer: OptimizerOptions = OptimizerOptions()
+    objective: Objective = Objective()
     sampling: Sampling = Sampling()
     save_every_steps: int = Field(default=500, ge=0)
 
@@ -178,17 +135,6 @@ Spec = Annotated[TrainLoRASpec | CaptionSpec, Field(discriminator="task")]
 _SPEC: TypeAdapter[TrainLoRASpec | CaptionSpec] = TypeAdapter(Spec)
 
 
-def explain(error: ValidationError) -> str:
-    """Pydantic's findings on one line: `steps: Input should be greater than or equal to 1 (got 0); ...`."""
-    findings = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "spec"
-        message = item["msg"].removeprefix("Value error, ")
-        shown = repr(item["input"])
-        findings.append(f"{where}: {message}" + (f" (got {shown})" if len(shown) <= 60 else ""))
-    return "; ".join(findings)
-
-
 def read_spec(path: Path) -> TrainLoRASpec | CaptionSpec:
     """Read `spec.json`.
 
@@ -203,17 +149,21 @@ def read_spec(path: Path) -> TrainLoRASpec | CaptionSpec:
         raise SpecError(f"{path.name}: {explain(error)}") from error
 
 
-def fingerprint(spec: TrainLoRASpec | CaptionSpec) -> str:
-    """64 hex digits that change when the result of the run would: a picture, a caption, the base, a number.
-
-    Where the dataset lies does not change the result, so folders are left out: a moved dataset is the same dataset.
-    """
+def without_folders(spec: TrainLoRASpec | CaptionSpec) -> dict[str, Any]:
+    """The spec as JSON data in which every path is a file name: where things lie is nobody else's business and changes no result."""
     data: dict[str, Any] = spec.model_dump(mode="json")
-    for key in ("dataset", "validation"):
-        if data.get(key):
-            for image in data[key]["images"]:
-                image["path"] = Path(image["path"]).name
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    base: dict[str, Any] = data.get("base", {})
+    images = [image for key in ("dataset", "validation") if data.get(key) for image in data[key]["images"]]
+    places = [(data, "output"), (data, "captioner"), *((base, key) for key in ("checkpoint", "vae", "tokenizer"))]
+    for holder, key in [*places, *((image, "path") for image in images)]:
+        if holder.get(key):
+            holder[key] = Path(holder[key]).name
+    return data
+
+
+def fingerprint(spec: TrainLoRASpec | CaptionSpec) -> str:
+    """64 hex digits that change when the result of the run would: a picture, a caption, the base, a number."""
+    text = json.dumps(without_folders(spec), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

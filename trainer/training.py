@@ -1,26 +1,34 @@
 """One LoRA training, from spec to file. Parts are loaded one at a time: when the UNet comes, the text encoder has gone."""
+import contextlib
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from .adapters.files import write_safetensors
+from .adapters.files import FileError, write_safetensors
 from .adapters.metadata import lora_metadata
 from .channel import Channel
 from .checkpoint import State, latest_state, load_state, save_state
-from .data.encode import Encoded, encode_captions, encode_pictures, visits
+from .data.encode import Encoded, encode_captions, encode_pictures, encoded
+from .denoising import Denoising
+from .ema import Ema
 from .events import Checkpoint, Finished, Phase, Sample, Started, Stop, Validation
-from .families.sd import StableDiffusion1
+from .families import load_family
+from .families.protocol import Conditioning
 from .history import history, read_events
-from .loop import Loop, Position, validation_loss
+from .loop import Loop, Position, TrainingError
 from .methods import lora
-from .optim import adamw
+from .objective import check, prediction_kind
+from .optim import build, in_use
 from .plot import save_loss
 from .precision import accelerator, choose
 from .sampling import draw, save_png
+from .schedule import factor
 from .spec import Dataset, TrainLoRASpec
+
+_SAVE_FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class LoRATraining:
@@ -38,7 +46,8 @@ class LoRATraining:
         self.channel = channel
         self.formats = choose(spec.precision, torch.cuda.is_available())
         self.accelerator = accelerator(self.formats)
-        self.family = StableDiffusion1(spec.base)
+        self.family = load_family(spec.base)
+        check(spec.objective, prediction_kind(spec.objective, self.family.prediction), self.family.timesteps)
         self.state: State | None = latest_state(folder)
 
     def run(self) -> bool:
@@ -50,63 +59,90 @@ class LoRATraining:
         channel.emit(Phase(name="loading UNet"))
         unet = self.family.load_unet(self.formats.weights, device)
         parameters = lora.inject(unet, spec.network, spec.seed)
-        self.unet, optimizer = self.accelerator.prepare(unet, adamw(parameters, spec.learning_rate))
+        self.unet, optimizer = self.accelerator.prepare(unet, build(spec.optimizer, parameters, spec.learning_rate))
         self.optimizer = optimizer
+        self.ema = Ema([parameter.data for parameter in parameters], spec.optimizer.ema_decay) if spec.optimizer.ema_decay else None
         position = Position()
         if self.state:
-            load_state(self.state, lora.parameters_by_name(self.unet), optimizer.optimizer, self.accelerator.scaler)
+            load_state(self.state, lora.parameters_by_name(self.unet), optimizer.optimizer, self.accelerator.scaler, self.ema)
             position = Position(self.state.step, self.state.draws)
         self.held_out, self.prompts = held_out, prompts
+        self.denoising = Denoising(
+            self.family, self.unet, data, spec.objective, spec.batch_size, spec.seed, device, lora.trained_with_dropout(spec.network)
+        )
         self.loop = Loop(
-            family=self.family,
-            unet=self.unet,
+            loss_of=self.denoising.loss,
+            names_of=self.denoising.names,
             parameters=parameters,
-            data=data,
             optimizer=optimizer,
             accelerator=self.accelerator,
+            learning_rate=lambda step: spec.learning_rate * factor(spec.optimizer, step, spec.steps),
             emit=channel.emit,
             should_stop=channel.stop_requested,
+            due=self._due,
             after_step=self._after_step,
-            batch_size=spec.batch_size,
             total=spec.steps,
-            seed=spec.seed,
-            max_grad_norm=spec.max_grad_norm,
+            gradient_accumulation_steps=spec.optimizer.gradient_accumulation_steps,
+            max_grad_norm=spec.optimizer.max_grad_norm,
+            ema=self.ema,
             position=position,
         )
-        if not resumed_from:
-            self._validate(0)
         channel.something_to_save()
+        if not resumed_from:
+            with self._as_saved():
+                self._validate(0)
+                self._draw(0)
         channel.emit(Phase(name="training"))
-        self.loop.run()
+        self.unet.train(lora.trained_with_dropout(spec.network))
+        try:
+            self.loop.run()
+        except TrainingError:
+            with contextlib.suppress(FileError):  # the weights themselves are no numbers any more: the state before stays
+                self._save_state()
+            raise
         return self._finish()
 
-    def _encode(self) -> tuple[Encoded, Encoded | None, Tensor]:
-        """The data to train on, the held-out data, and the embeddings of the sample prompts with the negative prompt first."""
+    @contextlib.contextmanager
+    def _as_saved(self) -> Iterator[None]:
+        """The weights as they are given out: the average where there is one, schedule-free's own point; afterwards as they were."""
+        was_training = self.unet.training
+        self.unet.eval()
+        with in_use(self.optimizer.optimizer), self.ema.swapped() if self.ema else contextlib.nullcontext():
+            yield
+        self.unet.train(was_training)
+
+    def _encode(self) -> tuple[Encoded, Encoded | None, Conditioning]:
+        """The data to train on, the held-out data, and the text of the sample prompts with the negative prompt first."""
         spec, emit, device = self.spec, self.channel.emit, self.accelerator.device
         datasets: list[Dataset] = [spec.dataset, *([spec.validation] if spec.validation else [])]
         emit(Phase(name="loading VAE"))
         self.vae = self.family.load_vae(device)
-        latents = [encode_pictures(self.family, self.vae, dataset, device, emit, "encoding pictures") for dataset in datasets]
+        pictures = [encode_pictures(self.family, self.vae, dataset, device, emit, "encoding pictures") for dataset in datasets]
         # It comes back to the device for each sample picture's moment of decoding.
         self.vae.to("cpu")
         emit(Phase(name="loading text encoder"))
-        encoder = self.family.load_text_encoder(self.formats.weights, device)
+        parts = self.family.load_text_parts(self.formats.weights, device)
         captions = [[dataset.training_caption(image) for image in dataset.images] for dataset in datasets]
         prompts = [spec.sampling.negative, *spec.sampling.prompts]
-        tokenizer = self.family.load_tokenizer()
-        text = encode_captions(self.family, encoder, tokenizer, [*itertools.chain(*captions), *prompts], emit)
-        parts = text.split([*map(len, captions), len(prompts)])
-        encoded = [
-            Encoded(pictures, embeddings, visits(dataset))
-            for pictures, embeddings, dataset in zip(latents, parts, datasets, strict=False)
+        text = encode_captions(self.family, parts, [*itertools.chain(*captions), *prompts], emit)
+        rows = torch.arange(len(text.hidden)).split([*map(len, captions), len(prompts)])
+        data = [
+            encoded(picture, text.rows(row), dataset, self.family.uses_sizes)
+            for picture, row, dataset in zip(pictures, rows, datasets, strict=False)
         ]
-        return encoded[0], encoded[1] if spec.validation else None, parts[-1]
+        return data[0], data[1] if spec.validation else None, text.rows(rows[-1])
+
+    def _due(self, step: int) -> bool:
+        sampling, save = self.spec.sampling, self.spec.save_every_steps
+        every = (sampling.every_steps, save)
+        return self.channel.sample_waiting() or any(number and step % number == 0 for number in every)
 
     def _after_step(self, step: int) -> None:
         spec, channel = self.spec, self.channel
         last = step == spec.steps
         if channel.sample_requested() or (spec.sampling.every_steps and step % spec.sampling.every_steps == 0 and not last):
-            self._draw(step)
+            with self._as_saved():
+                self._draw(step)
             channel.emit(Phase(name="training"))
         if spec.save_every_steps and step % spec.save_every_steps == 0 and not last:
             self._save_state()
@@ -114,15 +150,14 @@ class LoRATraining:
     def _validate(self, step: int) -> None:
         if self.held_out:
             self.channel.emit(Phase(name="validating"))
-            loss = validation_loss(self.family, self.unet, self.held_out, self.accelerator.device, self.spec.seed)
-            self.channel.emit(Validation(step=step, loss=loss))
+            self.channel.emit(Validation(step=step, loss=self.denoising.validation_loss(self.held_out)))
 
     def _draw(self, step: int) -> None:
         sampling, device = self.spec.sampling, self.accelerator.device
         for index, prompt in enumerate(sampling.prompts):
             self.channel.emit(Phase(name="drawing samples", done=index, total=len(sampling.prompts), detail=prompt))
-            text, negative = self.prompts[index + 1 : index + 2], self.prompts[:1]
-            latents = draw(self.family, self.unet, text, negative, sampling, index, device, self.channel.stop_requested)
+            text = self.prompts.rows(torch.tensor([0, index + 1]))
+            latents = draw(self.family, self.denoising, text, sampling, index, self.channel.stop_requested)
             if latents is None:
                 return
             pixels = self.family.decode_latents(self.vae.to(device), latents)[0]
@@ -134,9 +169,8 @@ class LoRATraining:
     def _save_state(self) -> None:
         position, scaler = self.loop.position, self.accelerator.scaler
         tensors = lora.parameters_by_name(self.unet)
-        saved = save_state(
-            self.folder, position.step, position.draws, tensors, self.optimizer.optimizer, scaler.state_dict() if scaler else None
-        )
+        numbers = scaler.state_dict() if scaler else None
+        saved = save_state(self.folder, position.step, position.draws, tensors, self.optimizer.optimizer, numbers, self.ema)
         self.channel.emit(Checkpoint(step=position.step, folder=str(saved.relative_to(self.folder))))
 
     def _finish(self) -> bool:
@@ -146,18 +180,19 @@ class LoRATraining:
         self.channel.emit(Phase(name="saving"))
         self._save_state()
         adapter, sha256 = "", ""
-        if not early or (stop is not None and stop.save == "adapter"):
-            adapter, sha256 = Path(spec.output).name, self._write_adapter(step)
-        if not early:
-            self._validate(step)
-            self._draw(step)
+        with self._as_saved():
+            if not early or (stop is not None and stop.save == "adapter"):
+                adapter, sha256 = Path(spec.output).name, self._write_adapter(step)
+            if not early:
+                self._validate(step)
+                self._draw(step)
         self._plot()
         self.channel.emit(Finished(step=step, stopped=early, adapter=adapter, sha256=sha256))
         return early
 
     def _write_adapter(self, step: int) -> str:
-        tensors = lora.adapter_tensors(self.unet, self.spec.network, self.family)
-        metadata = lora_metadata(self.spec, tensors, step, self.formats.name)
+        tensors = lora.adapter_tensors(self.unet, self.spec.network, dtype=_SAVE_FORMATS[self.spec.network.save_format])
+        metadata = lora_metadata(self.spec, tensors, step, self.formats.name, self.denoising.prediction)
         # The run keeps its own copy: a later training under the same name replaces the other one.
         write_safetensors(self.folder / "adapter.safetensors", tensors, metadata)
         return write_safetensors(Path(self.spec.output), tensors, metadata)

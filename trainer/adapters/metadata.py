@@ -12,15 +12,19 @@ from pathlib import Path
 import torch
 from safetensors.torch import save as safetensors_bytes
 
-from ..spec import TrainLoRASpec
+from ..spec import TrainLoRASpec, without_folders
+from .network_metadata import metadata_of
 
 # LoRA-Manager matches these and not kohya's own "sd_v1".
 _BASE_VERSIONS = {"SD 1.x": "sd_1.5"}
 _ARCHITECTURES = {"SD 1.x": "stable-diffusion-v1/lora"}
 
 
-def lora_metadata(spec: TrainLoRASpec, tensors: Mapping[str, torch.Tensor], steps: int, mixed_precision: str) -> dict[str, str]:
-    """The header's metadata for a finished LoRA. `steps`: those taken; `mixed_precision`: as kohya writes it (no, fp16, bf16)."""
+def lora_metadata(spec: TrainLoRASpec, tensors: Mapping[str, torch.Tensor], steps: int, mixed_precision: str, prediction: str) -> dict[str, str]:
+    """The header's metadata for a finished LoRA.
+
+    `steps`: those taken; `mixed_precision`: as kohya writes it (no, fp16, bf16); `prediction`: epsilon or v.
+    """
     dataset = spec.dataset
     tags: Counter[str] = Counter()
     for image in dataset.images:
@@ -31,17 +35,20 @@ def lora_metadata(spec: TrainLoRASpec, tensors: Mapping[str, torch.Tensor], step
         "ss_base_model_version": _BASE_VERSIONS[spec.base.family],
         "ss_sd_model_name": Path(spec.base.checkpoint).name,
         "ss_output_name": spec.name,
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(spec.network.rank),
-        "ss_network_alpha": str(spec.network.alpha),
+        **metadata_of(spec.network),
         "ss_steps": str(steps),
         "ss_max_train_steps": str(spec.steps),
         "ss_batch_size_per_device": str(spec.batch_size),
         "ss_learning_rate": str(spec.learning_rate),
         "ss_unet_lr": str(spec.learning_rate),
-        "ss_lr_scheduler": "constant",
-        "ss_optimizer": "torch.optim.adamw.AdamW",
-        "ss_max_grad_norm": str(spec.max_grad_norm),
+        "ss_lr_scheduler": spec.optimizer.schedule,
+        "ss_lr_warmup_steps": str(spec.optimizer.warmup),
+        "ss_optimizer": spec.optimizer.name,
+        "ss_gradient_accumulation_steps": str(spec.optimizer.gradient_accumulation_steps),
+        "ss_max_grad_norm": str(spec.optimizer.max_grad_norm),
+        "ss_min_snr_gamma": str(spec.objective.min_snr_gamma) if spec.objective.weighting == "min_snr" else "None",
+        "ss_noise_offset": str(spec.objective.noise_offset) if spec.objective.noise_offset else "None",
+        "ss_zero_terminal_snr": str(spec.objective.zero_terminal_snr),
         "ss_mixed_precision": mixed_precision,
         "ss_seed": str(spec.seed),
         "ss_clip_skip": "None",
@@ -54,9 +61,9 @@ def lora_metadata(spec: TrainLoRASpec, tensors: Mapping[str, torch.Tensor], step
         "modelspec.implementation": "https://github.com/huggingface/diffusers",
         "modelspec.title": spec.name,
         "modelspec.resolution": f"{side}x{side}",
-        "modelspec.prediction_type": "epsilon",
+        "modelspec.prediction_type": prediction,
         "modelspec.hash_sha256": "0x" + tensors_sha256(tensors),
-        "lora_loom.spec": _shareable(spec),
+        "lora_loom.spec": json.dumps(without_folders(spec), sort_keys=True, ensure_ascii=False),
     }
     if dataset.trigger_word:
         metadata["modelspec.trigger_phrase"] = dataset.trigger_word
@@ -67,17 +74,3 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     """sha256 over everything behind the header, as ModelSpec defines a model's hash: metadata can change without it."""
     data = safetensors_bytes({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
     return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
-
-
-def _shareable(spec: TrainLoRASpec) -> str:
-    """The spec without this computer's folders, which are nobody else's business: file names stay."""
-    data = spec.model_dump(mode="json")
-    data["output"] = Path(data["output"]).name
-    for key in ("checkpoint", "vae", "tokenizer"):
-        if data["base"][key]:
-            data["base"][key] = Path(data["base"][key]).name
-    for key in ("dataset", "validation"):
-        if data[key]:
-            for image in data[key]["images"]:
-                image["path"] = Path(image["path"]).name
-    return json.dumps(data, sort_keys=True, ensure_ascii=False)

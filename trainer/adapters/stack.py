@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ..spec import Model, explain
+from ..typed import Model, explain
 
 
 class StackError(ValueError):

@@ -9,7 +9,8 @@ from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from ..adapters.files import FileError, read_header
 from ..events import Caption, Event, Phase, Warned
-from ..spec import CaptionSpec, Precision, SpecError
+from ..spec import CaptionSpec, Precision
+from ..typed import SpecError
 from .folder import WEIGHTS, check_captioner
 from .sidecars import check_writable, holds_text, sidecars_of, write_sidecar
 

@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..spec import SpecError
+from ..typed import SpecError
 
 WEIGHTS = "model.safetensors"
 ARCHITECTURE = "BlipForConditionalGeneration"

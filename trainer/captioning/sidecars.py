@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..adapters.files import write_bytes
-from ..spec import SpecError
+from ..typed import SpecError
 
 
 def sidecar_of(picture: Path) -> Path:

@@ -14,8 +14,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ..spec import Base, SpecError, Targets
+from ..options import Prediction
+from ..spec import Base
+from ..typed import SpecError
 from .detect import UNET, VAE, Checkpoint, describe_checkpoint
+from .protocol import Conditioning, TextPart
 
 LATENT_SCALE = 0.18215
 LATENT_FACTOR = 8
@@ -28,20 +31,22 @@ NOISE_SCHEDULE = {
     "beta_schedule": "scaled_linear",
     "prediction_type": "epsilon",
 }
-TARGETS: dict[Targets, tuple[str, ...]] = {
-    "attention": ("to_q", "to_k", "to_v", "to_out.0"),
-    "transformer": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
-}
 
 
 class StableDiffusion1:
     """The family's side of a run. Parts are loaded one at a time, so that the text encoder and the VAE can go before the UNet comes."""
 
+    name = "SD 1.x"
+    timesteps = TIMESTEPS
+    latent_channels = 4
+    latent_factor = LATENT_FACTOR
+    prediction: Prediction = "epsilon"
+    uses_sizes = False
+
     def __init__(self, base: Base) -> None:
         self.base = base
         self.checkpoint: Checkpoint = describe_checkpoint(Path(base.checkpoint))
-        self.schedule = DDPMScheduler(**NOISE_SCHEDULE)
-        self.timesteps = TIMESTEPS
+        self.alphas_cumprod = DDPMScheduler(**NOISE_SCHEDULE).alphas_cumprod
 
     # Loading
 
@@ -95,8 +100,12 @@ class StableDiffusion1:
             state = convert_ldm_vae_checkpoint(state, config)
         return self._filled(vae, state, torch.float32, device, "VAE")
 
-    def load_text_encoder(self, dtype: torch.dtype, device: torch.device) -> CLIPTextModel:
-        """CLIP-L's text model, frozen."""
+    def load_text_parts(self, dtype: torch.dtype, device: torch.device) -> list[TextPart]:
+        """CLIP-L's text model, frozen, with its tokenizer from the local folder that the spec names."""
+        tokenizer = CLIPTokenizer.from_pretrained(self.base.tokenizer, local_files_only=True, model_max_length=TOKENS)
+        return [TextPart(self._text_encoder(dtype, device), tokenizer)]
+
+    def _text_encoder(self, dtype: torch.dtype, device: torch.device) -> CLIPTextModel:
         shape = self.checkpoint.text
         with init_empty_weights():
             encoder = CLIPTextModel(
@@ -118,10 +127,6 @@ class StableDiffusion1:
             state = {f"text_model.{name}": value for name, value in state.items()}
         return self._filled(encoder, state, dtype, device, "text encoder")
 
-    def load_tokenizer(self) -> CLIPTokenizer:
-        """CLIP's tokenizer, from the local folder that the spec names."""
-        return CLIPTokenizer.from_pretrained(self.base.tokenizer, local_files_only=True, model_max_length=TOKENS)
-
     def _tensors(self, path: str, prefix: str, *, keep_prefix: bool) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a dict
@@ -138,15 +143,15 @@ class StableDiffusion1:
 
     # Encoding
 
-    def encode_text(self, encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    def encode_text(self, parts: list[TextPart], captions: list[str]) -> Conditioning:
         """Text embeddings, (len(captions), 77, width), as ComfyUI's CLIPTextEncode gives for plain text up to 75 tokens."""
-        ids = tokenizer(captions, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt").input_ids
-        with torch.no_grad():
-            return encoder(ids.to(encoder.device)).last_hidden_state
+        (part,) = parts
+        ids = part.tokenizer(captions, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt").input_ids
+        return Conditioning(part.encoder(ids.to(part.encoder.device)).last_hidden_state)
 
-    def is_too_long(self, tokenizer: CLIPTokenizer, caption: str) -> bool:
+    def too_long(self, parts: list[TextPart], caption: str) -> bool:
         """Whether the end of the caption would be cut off."""
-        return len(tokenizer(caption, truncation=False).input_ids) > TOKENS
+        return any(len(part.tokenizer(caption, truncation=False).input_ids) > TOKENS for part in parts)
 
     def encode_images(self, vae: AutoencoderKL, pixels: Tensor) -> Tensor:
         """Scaled latents, (n, 4, h/8, w/8), of `pixels` (n, 3, h, w) in [-1, 1]: the mean of the VAE's distribution."""
@@ -161,21 +166,9 @@ class StableDiffusion1:
 
     # Training
 
-    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The noisy latents x_t of DDPM (https://arxiv.org/abs/2006.11239, eq. 4)."""
-        return self.schedule.add_noise(latents, noise, timesteps)
-
-    def predict(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+    def predict(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's prediction, same shape as `noisy`."""
-        return unet(noisy, timesteps, encoder_hidden_states=text, return_dict=False)[0]
-
-    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the prediction is compared with: SD 1.x predicts the noise."""
-        return noise
-
-    def lora_name(self, module: str) -> str:
-        """kohya's name for a UNet module by its diffusers name."""
-        return "lora_unet_" + module.replace(".", "_")
+        return unet(noisy, timesteps, encoder_hidden_states=conditioning.hidden, return_dict=False)[0]
 
     # Sampling
 

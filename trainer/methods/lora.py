@@ -1,61 +1,141 @@
-"""LoRA (https://arxiv.org/abs/2106.09685) on the UNet, through peft's own layers, saved under kohya's names."""
+"""Adapters on the UNet through peft's own layers, saved under the names that kohya and LyCORIS gave them and ComfyUI reads.
+
+LoRA (https://arxiv.org/abs/2106.09685), rsLoRA (https://arxiv.org/abs/2312.03732), DoRA (https://arxiv.org/abs/2402.09353),
+LoHa (https://arxiv.org/abs/2108.06098), LoKr (https://arxiv.org/abs/2309.14859).
+"""
+import re
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
+from peft.tuners.loha import LoHaLayer
+from peft.tuners.lokr import LoKrLayer
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ..data.order import generator
-from ..families.sd import TARGETS
-from ..spec import Network
+from ..options import Network
+from .targets import Size, plan
 
 _ADAPTER = "default"
 
 
-class NamesLayers(Protocol):
-    """The part of a family that a LoRA file needs."""
+def inject(unet: nn.Module, network: Network, seed: int) -> list[nn.Parameter]:
+    """Add the adapter's layers to the frozen `unet` in place; gives the new parameters, fp32 whatever the model is.
 
-    def lora_name(self, module: str) -> str:
-        """The file's name for a module."""
-        ...
-
-
-def inject(model: nn.Module, network: Network, seed: int) -> list[nn.Parameter]:
-    """Add LoRA layers to the frozen `model` in place; gives the new parameters, fp32 whatever the model is.
-
-    Up matrices start at zero, down matrices are drawn from `seed`, so the model computes what it did before. fp32 is what GradScaler
-    needs ("Attempting to unscale FP16 gradients") and what small updates need under bf16.
+    One factor of each layer starts at zero and the others are drawn from `seed`, so the model computes what it did before. fp32 is what
+    GradScaler needs ("Attempting to unscale FP16 gradients") and what small updates need under bf16. Raises SpecError as `plan` does.
     """
-    config = LoraConfig(r=network.rank, lora_alpha=network.alpha, target_modules=list(TARGETS[network.targets]))
+    config = _config(network, plan(unet, network))
     with torch.random.fork_rng():
-        # peft draws the down matrices from the global generator.
+        # peft draws from the global generator.
         torch.manual_seed(generator(seed, "init").initial_seed())
-        inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        inject_adapter_in_model(config, unet, adapter_name=_ADAPTER)
+    # New layers come in training mode, where they draw from the global generator, even in a model that is not.
+    unet.train(unet.training)
+    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.data = parameter.data.float()
+    for _, layer in _layers(unet):
+        if network.decompose:
+            # peft takes the norm in the model's precision but divides by one taken in the layer's: in fp32 the two start equal.
+            magnitude = layer.lora_magnitude_vector[_ADAPTER]
+            weight = layer.get_base_layer().weight.detach().float()
+            magnitude.weight.data = magnitude.get_weight_norm(weight, torch.zeros_like(weight), 1.0)
     return parameters
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
+def parameters_by_name(unet: nn.Module) -> dict[str, Tensor]:
+    """The trainable tensors by module name, as they are: what a state holds. Writing into them changes the model."""
+    return {name: parameter.data for name, parameter in unet.named_parameters() if parameter.requires_grad}
+
+
+def trained_with_dropout(network: Network) -> bool:
+    """Whether a step draws from torch's global generator and the model has to be in training mode."""
+    return network.dropout > 0
+
+
+def adapter_tensors(unet: nn.Module, network: Network, prefix: str = "lora_unet", dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+    """The file's tensors, `<prefix>_<module with _>.<tensor>`, on the CPU: factors in `dtype`, `.alpha` () and `.dora_scale` in fp32.
+
+    A reader multiplies by alpha / rank, so alpha also carries rsLoRA's sqrt(rank). fp32 keeps both exact: a rounded `dora_scale` would
+    change the base's weights by as much as a training does.
+    """
+    tensors: dict[str, Tensor] = {}
+    for module, layer in _layers(unet):
+        key = f"{prefix}_{module.replace('.', '_')}"
+        scale = layer.scaling[_ADAPTER]
+        factors = _FACTORS[network.kind](layer, scale)
+        tensors |= {f"{key}.{name}": factor.detach().to("cpu", dtype).contiguous() for name, factor in factors.items()}
+        tensors[f"{key}.alpha"] = torch.tensor(scale * layer.r[_ADAPTER], dtype=torch.float32)
+        if network.decompose:
+            tensors[f"{key}.dora_scale"] = _dora_scale(layer, scale).to("cpu", torch.float32).contiguous()
+    return tensors
+
+
+def _config(network: Network, sizes: dict[str, Size]) -> LoraConfig | LoHaConfig | LoKrConfig:
+    groups: dict[Size, list[str]] = {}
+    for name, size in sizes.items():
+        groups.setdefault(size, []).append(re.escape(name))
+    # One expression for all names of a size: peft tries each of its patterns on each module.
+    patterns = {size: "|".join(names) for size, names in groups.items()}
+    common: dict[str, Any] = {
+        "r": network.rank,
+        "target_modules": "|".join(patterns.values()),
+        "rank_pattern": {pattern: size.rank for size, pattern in patterns.items()},
+        "alpha_pattern": {pattern: size.alpha for size, pattern in patterns.items()},
+    }
+    if network.kind == "lora":
+        return LoraConfig(
+            **common,
+            lora_alpha=network.alpha,
+            lora_dropout=network.dropout,
+            use_rslora=network.rank_stabilized,
+            use_dora=network.decompose,
+        )
+    common["alpha"] = network.alpha
+    if network.kind == "loha":
+        return LoHaConfig(**common)
+    return LoKrConfig(**common, init_weights="lycoris", decompose_factor=network.lokr_factor or -1)
+
+
+def _layers(unet: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, module in unet.named_modules():
+        if isinstance(module, LoraLayer | LoHaLayer | LoKrLayer):
             yield name, module
 
 
-def parameters_by_name(model: nn.Module) -> dict[str, Tensor]:
-    """The trainable tensors by module name, as they are: what a state holds. Writing into them changes the model."""
-    return {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+def _lora_factors(layer: Any, scale: float) -> dict[str, Tensor]:
+    return {"lora_down.weight": layer.lora_A[_ADAPTER].weight, "lora_up.weight": layer.lora_B[_ADAPTER].weight}
 
 
-def adapter_tensors(model: nn.Module, network: Network, names: NamesLayers, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
-    """The LoRA file's tensors: `<layer>.lora_down.weight` (rank, in[, 1, 1]), `.lora_up.weight` (out, rank[, 1, 1]) and `.alpha` ()."""
-    tensors: dict[str, Tensor] = {}
-    for module, layer in _layers(model):
-        key = names.lora_name(module)
-        tensors[f"{key}.lora_down.weight"] = layer.lora_A[_ADAPTER].weight.detach().to("cpu", dtype)
-        tensors[f"{key}.lora_up.weight"] = layer.lora_B[_ADAPTER].weight.detach().to("cpu", dtype)
-        tensors[f"{key}.alpha"] = torch.tensor(network.alpha, dtype=dtype)
-    return tensors
+def _loha_factors(layer: Any, scale: float) -> dict[str, Tensor]:
+    return {name: getattr(layer, name)[_ADAPTER] for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")}
+
+
+def _lokr_factors(layer: Any, scale: float) -> dict[str, Tensor]:
+    names = ("lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
+    factors = {name: getattr(layer, name)[_ADAPTER] for name in names if _ADAPTER in getattr(layer, name)}
+    if "lokr_w2" in factors:
+        # Two full factors have no rank to divide alpha by, and readers ignore alpha.
+        factors["lokr_w1"] = factors["lokr_w1"] * scale
+    return factors
+
+
+_FACTORS = {"lora": _lora_factors, "loha": _loha_factors, "lokr": _lokr_factors}
+
+
+def _dora_scale(layer: Any, scale: float) -> Tensor:
+    """(out, 1[, 1, 1]): the factor that DoRA gives each row of W + delta, times the norm of that row of W.
+
+    The paper and LyCORIS divide a stored magnitude by the norm of W + delta; ComfyUI divides it by the norm of W (seen in 0.3.75,
+    comfy/weight_adapter/base.py, weight_decompose). Stored this way, what ComfyUI computes is what was trained.
+    """
+    weight = layer.get_base_layer().weight.detach().float()
+    rows = (-1, *[1] * (weight.dim() - 1))
+    up, down = layer.lora_B[_ADAPTER].weight.detach(), layer.lora_A[_ADAPTER].weight.detach()
+    delta = scale * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+    magnitude = layer.lora_magnitude_vector[_ADAPTER].weight.detach().reshape(rows)
+    base_norm, adapted_norm = (part.flatten(1).norm(dim=1).reshape(rows) for part in (weight, weight + delta))
+    return magnitude / adapted_norm * base_norm

@@ -1,0 +1,105 @@
+"""What a family is to the rest of the trainer. The loop and the methods know no family by name."""
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..options import Prediction
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Text (and for SDXL size) that a prediction depends on; batched along the first dimension.
+
+    `hidden` (n, tokens, width): tokens is 77 times the number of chunks. `pooled` (n, width) and `sizes` (n, 6: original height, width,
+    crop top, left, target height, width in pixels) only for families that use them.
+    """
+
+    hidden: Tensor
+    pooled: Tensor | None = None
+    sizes: Tensor | None = None
+
+    def rows(self, index: Tensor) -> "Conditioning":
+        """The rows `index` (m,), in that order."""
+        return Conditioning(
+            self.hidden[index],
+            None if self.pooled is None else self.pooled[index],
+            None if self.sizes is None else self.sizes[index],
+        )
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+        """`change` on every tensor."""
+        return Conditioning(
+            change(self.hidden),
+            None if self.pooled is None else change(self.pooled),
+            None if self.sizes is None else change(self.sizes),
+        )
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "Conditioning":
+        """On `device`; `hidden` and `pooled` in `dtype`."""
+        return Conditioning(
+            self.hidden.to(device, dtype),
+            None if self.pooled is None else self.pooled.to(device, dtype),
+            None if self.sizes is None else self.sizes.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A text encoder with its tokenizer."""
+
+    encoder: nn.Module
+    tokenizer: Any
+
+
+class Family(Protocol):
+    """One family of checkpoints, loaded from a single file, part by part, so that not all of them are in memory at once."""
+
+    name: str
+    timesteps: int
+    latent_channels: int
+    latent_factor: int
+    """Pixels to a latent, along a side."""
+    prediction: Prediction
+    """What the base gives: epsilon or v."""
+    uses_sizes: bool
+    alphas_cumprod: Tensor
+    """(timesteps,) in fp32 on the CPU: the noise schedule that the base was trained with."""
+
+    def load_unet(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """The UNet, frozen, in diffusers' layout."""
+        ...
+
+    def load_vae(self, device: torch.device) -> nn.Module:
+        """The VAE, frozen, in fp32: in fp16 it makes NaN of some pictures."""
+        ...
+
+    def load_text_parts(self, dtype: torch.dtype, device: torch.device) -> list[TextPart]:
+        """The text encoders, frozen."""
+        ...
+
+    def encode_text(self, parts: list[TextPart], captions: list[str]) -> Conditioning:
+        """Embeddings as ComfyUI's CLIPTextEncode gives them, without sizes. Differentiable: the caller says no_grad where it means it."""
+        ...
+
+    def too_long(self, parts: list[TextPart], caption: str) -> bool:
+        """Whether the end of the caption would be cut off."""
+        ...
+
+    def encode_images(self, vae: nn.Module, pixels: Tensor) -> Tensor:
+        """Scaled latents (n, channels, h, w) in fp32 of `pixels` (n, 3, H, W) in [-1, 1]: the mean of the VAE's distribution."""
+        ...
+
+    def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
+        """Pixels in [0, 1], (n, 3, H, W), of scaled latents."""
+        ...
+
+    def predict(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The UNet's prediction, same shape as `noisy`."""
+        ...
+
+    def sampler(self, steps: int, device: torch.device) -> Any:
+        """A diffusers scheduler with the base's schedule, set to `steps`."""
+        ...

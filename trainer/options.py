@@ -1,0 +1,151 @@
+"""The settings that a training has beside its six numbers, one model a group, as the options nodes chain them."""
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from .typed import Model
+
+NetworkKind = Literal["lora", "loha", "lokr"]
+Targets = Literal["attention", "attention+ff", "transformer", "all linear", "transformer+conv"]
+SaveFormat = Literal["fp16", "bf16", "fp32"]
+OptimizerName = Literal[
+    "adamw", "adamw8bit", "adafactor", "lion", "prodigy", "adamw_schedule_free", "came", "sgd", "radam", "nadam", "rmsprop", "adagrad"
+]
+Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+Prediction = Literal["auto", "epsilon", "v"]
+Weighting = Literal["none", "min_snr", "debiased"]
+Loss = Literal["l2", "huber", "smooth_l1"]
+HuberSchedule = Literal["constant", "exponential", "snr"]
+TimestepDistribution = Literal["uniform", "logit_normal"]
+
+
+class NetworkOptions(Model):
+    """What is added to the base, beside rank and alpha.
+
+    `kind`: LoRA (https://arxiv.org/abs/2106.09685), LoHa (https://arxiv.org/abs/2108.06098) or LoKr (https://arxiv.org/abs/2309.14859).
+    `rank_stabilized`: scale alpha / sqrt(rank) (https://arxiv.org/abs/2312.03732). `decompose`: DoRA (https://arxiv.org/abs/2402.09353).
+    `lokr_factor`: the smaller side's length of LoKr's first factor, where it divides the layer's; 0 is near the square root.
+    `targets`: a preset, or `pattern`, a regular expression that a module's whole diffusers name has to match. `conv_rank` above 0 adds the
+    3x3 convolutions to every preset, and is the rank of those that a pattern matches; at 0 they are adapted, with the common rank, only
+    by "transformer+conv" or a pattern. `block_ranks`: (prefix of a module's name up to a dot, rank); rank 0 leaves the block out; the
+    longest prefix counts. Ranks other than the common one keep alpha / rank.
+    """
+
+    kind: NetworkKind = "lora"
+    rank_stabilized: bool = False
+    decompose: bool = False
+    lokr_factor: int = Field(default=0, ge=0, le=1024)
+    conv_rank: int = Field(default=0, ge=0, le=1024)
+    conv_alpha: float | None = Field(default=None, gt=0, le=4096)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: Targets = "transformer"
+    pattern: str = Field(default="", max_length=1000)
+    block_ranks: tuple[tuple[str, Annotated[int, Field(ge=0, le=1024)]], ...] = ()
+    save_format: SaveFormat = "fp16"
+
+    @field_validator("pattern")
+    @classmethod
+    def _is_a_pattern(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return pattern
+
+    @model_validator(mode="after")
+    def _possible(self) -> "NetworkOptions":
+        if self.kind != "lora" and (self.rank_stabilized or self.decompose or self.dropout):
+            raise ValueError(f"rank_stabilized, decompose and dropout belong to the kind lora, and the kind is {self.kind}")
+        if self.lokr_factor and self.kind != "lokr":
+            raise ValueError(f"lokr_factor belongs to the kind lokr, and the kind is {self.kind}")
+        if self.conv_alpha is not None and not self.conv_rank:
+            raise ValueError("conv_alpha needs a conv_rank")
+        prefixes = [prefix.rstrip(".") for prefix, _ in self.block_ranks]
+        for prefix in prefixes:
+            if prefixes.count(prefix) > 1:
+                raise ValueError(f"block_ranks has two ranks for {prefix!r}")
+        return self
+
+
+class Network(NetworkOptions):
+    """The whole network: W + alpha / rank * up @ down, or the kind's own delta."""
+
+    rank: int = Field(default=16, ge=1, le=1024)
+    alpha: float = Field(default=16.0, gt=0, le=4096)
+
+
+class OptimizerOptions(Model):
+    """How the weights move.
+
+    `arguments`: keyword arguments of the optimiser's own class beside the learning rate, e.g. (("weight_decay", 0.01), ("betas",
+    (0.9, 0.99))). `warmup`: steps from 1 on, a share of all steps below. `cycles`: of the cosine schedules; `power`: of polynomial.
+    `max_grad_norm` 0: no clipping. `ema_decay` 0: no EMA.
+    """
+
+    name: OptimizerName = "adamw"
+    arguments: tuple[tuple[str, bool | float | tuple[float, ...] | None], ...] = ()
+    schedule: Schedule = "constant"
+    warmup: float = Field(default=0.0, ge=0, le=1_000_000)
+    cycles: float = Field(default=1.0, gt=0, le=1000)
+    power: float = Field(default=1.0, gt=0, le=10)
+    gradient_accumulation_steps: int = Field(default=1, ge=1, le=1024)
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Objective(Model):
+    """What the optimiser makes small.
+
+    `prediction`: what the model gives; auto is what the base is known to give. `zero_terminal_snr`: https://arxiv.org/abs/2305.08891.
+    `weighting`: min-SNR-gamma (https://arxiv.org/abs/2303.09556) with `min_snr_gamma`, or debiased estimation
+    (https://arxiv.org/abs/2310.08442). `noise_offset`: https://www.crosslabs.org/blog/diffusion-with-offset-noise. `multires_noise`:
+    number of coarser noises added, each weighted by `multires_discount` to its number; 0 is off. `input_perturbation`:
+    https://arxiv.org/abs/2301.11706. `loss`: huber and smooth_l1 with `huber_c`, which `huber_schedule` changes with the timestep
+    (https://arxiv.org/abs/2403.16728). Timesteps are drawn from [`timestep_min`, `timestep_max`).
+    """
+
+    prediction: Prediction = "auto"
+    zero_terminal_snr: bool = False
+    weighting: Weighting = "none"
+    min_snr_gamma: float = Field(default=5.0, gt=0, le=1000)
+    noise_offset: float = Field(default=0.0, ge=0, le=1)
+    multires_noise: int = Field(default=0, ge=0, le=10)
+    multires_discount: float = Field(default=0.3, gt=0, lt=1)
+    input_perturbation: float = Field(default=0.0, ge=0, le=1)
+    loss: Loss = "l2"
+    huber_c: float = Field(default=0.1, ge=0.0001, le=10)
+    huber_schedule: HuberSchedule = "snr"
+    timestep_min: int = Field(default=0, ge=0, lt=1000)
+    timestep_max: int = Field(default=1000, gt=0, le=1000)
+    timestep_distribution: TimestepDistribution = "uniform"
+    timestep_mean: float = Field(default=0.0, ge=-10, le=10)
+    timestep_deviation: float = Field(default=1.0, gt=0, le=10)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Objective":
+        if self.timestep_min >= self.timestep_max:
+            raise ValueError(f"timestep_min {self.timestep_min} is not below timestep_max {self.timestep_max}")
+        return self
+
+
+class Sampling(Model):
+    """Pictures drawn while training. `every_steps` 0 means only before the first step and at the end; sizes in pixels."""
+
+    prompts: tuple[str, ...] = ()
+    negative: str = ""
+    every_steps: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**64)
+    steps: int = Field(default=20, ge=1, le=200)
+    guidance_scale: float = Field(default=7.0, ge=0, le=50)
+    width: int = Field(default=512, ge=64, le=4096, multiple_of=8)
+    height: int = Field(default=512, ge=64, le=4096, multiple_of=8)
+
+
+class Options(Model):
+    """What the options nodes have chained; None where no node has spoken."""
+
+    network: NetworkOptions | None = None
+    optimizer: OptimizerOptions | None = None
+    objective: Objective | None = None
+    sampling: Sampling | None = None

@@ -1,0 +1,26 @@
+"""The learning rate over the steps, as a pure function: nothing of it is state. Shapes as diffusers.optimization names and draws them."""
+import math
+
+from .options import OptimizerOptions
+
+
+def factor(options: OptimizerOptions, step: int, total: int) -> float:
+    """What the learning rate is multiplied by at the step after `step` steps, of `total`.
+
+    The warm-up rises by (step + 1) / (warm-up steps + 1), so that its first step is not lost at a rate of zero.
+    """
+    warmup = round(options.warmup * total) if options.warmup < 1 else int(options.warmup)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    match options.schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1.0 - done
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        case "cosine_with_restarts":
+            return 0.0 if done >= 1 else 0.5 * (1 + math.cos(math.pi * (done * options.cycles % 1)))
+        case "polynomial":
+            return float((1.0 - done) ** options.power)
