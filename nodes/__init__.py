@@ -5,9 +5,10 @@ from .adapters import LoomAdapterStack, LoomApplyAdapters
 from .base import LoomBaseModel
 from .captions import LoomCaptionDataset
 from .dataset import LoomDatasetFromFolder, LoomResolution
+from .options import LoomNetwork, LoomObjective, LoomOptimizer, LoomSampling
 from .paths import register_folders
 from .routes import add_routes
-from .train import LoomSampling, LoomTrainLoRA
+from .train import LoomTrainLoRA
 
 
 class LoRALoom(ComfyExtension):
@@ -21,6 +22,9 @@ class LoRALoom(ComfyExtension):
             LoomCaptionDataset,
             LoomBaseModel,
             LoomSampling,
+            LoomOptimizer,
+            LoomObjective,
+            LoomNetwork,
             LoomTrainLoRA,
             LoomAdapterStack,
             LoomApplyAdapters,

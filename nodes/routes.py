@@ -5,7 +5,7 @@ from aiohttp import web
 from pydantic import ValidationError
 from server import PromptServer
 
-from ..trainer.spec import Model
+from ..trainer.typed import Model
 from .jobs import RUNS
 
 

@@ -20,7 +20,9 @@ from ..trainer.adapters.stack import Row
 from ..trainer.data.sources import check_captions
 from ..trainer.events import Event, Finished, Phase, Progress, Sample
 from ..trainer.history import History
-from ..trainer.spec import Base, Dataset, Network, Sampling, TrainLoRASpec, explain, run_id
+from ..trainer.options import Network, NetworkOptions, Objective, OptimizerOptions, Options, Sampling
+from ..trainer.spec import Base, Dataset, TrainLoRASpec, run_id
+from ..trainer.typed import explain
 from .jobs import execute, finished_history, remember
 from .paths import lora_output, run_folder
 from .sockets import LoomAdapters, LoomBase, LoomDataset, LoomOptions, LoraModel, LossMap
@@ -31,43 +33,6 @@ _LEFT: dict[str, tuple[Path, int]] = {}
 
 # One step's loss says next to nothing, since its timestep decides it: results tell the mean of this many steps at either end.
 _LOSS_STEPS = 50
-
-
-class LoomSampling(io.ComfyNode):
-    """Pictures drawn while training."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="LoomSampling",
-            display_name="Sampling Options",
-            category="LoRA Loom/training",
-            description="Which sample pictures a training draws, and how often.",
-            inputs=[
-                io.String.Input("prompts", multiline=True, default="", tooltip="One prompt a line. Empty: the first caption of the dataset."),
-                io.String.Input("negative", default="", tooltip="The negative prompt."),
-                io.Int.Input("every_steps", default=100, min=0, max=100000, tooltip="Draw every so many steps, and at the end. 0: at the end only."),
-                io.Float.Input("guidance_scale", default=7.0, min=0.0, max=50.0, step=0.1, tooltip="Classifier-free guidance (cfg)."),
-                io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampler steps (Euler)."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=False,
-                    tooltip="Seed of the pictures' noise, the same at every drawing.",
-                ),
-            ],
-            outputs=[LoomOptions.Output(display_name="options", tooltip="For a training node.")],
-        )
-
-    @classmethod
-    def execute(cls, prompts: str, negative: str, every_steps: int, guidance_scale: float, steps: int, seed: int) -> io.NodeOutput:
-        lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
-        sampling = Sampling(
-            prompts=lines, negative=negative, every_steps=every_steps, guidance_scale=guidance_scale, steps=steps, seed=seed
-        )
-        return io.NodeOutput(sampling)
 
 
 class LoomTrainLoRA(io.ComfyNode):
@@ -102,7 +67,7 @@ class LoomTrainLoRA(io.ComfyNode):
                     optional=True,
                     tooltip="auto: fp16 on CUDA, fp32 on the CPU. The LoRA's own weights are always fp32 while training.",
                 ),
-                LoomOptions.Input("options", optional=True, tooltip="Sampling options."),
+                LoomOptions.Input("options", optional=True, tooltip="Options nodes, chained: sampling, optimizer, objective, network."),
                 LoomDataset.Input("validation", optional=True, tooltip="Held-out pictures; their loss is measured before and after."),
             ],
             outputs=[
@@ -130,15 +95,17 @@ class LoomTrainLoRA(io.ComfyNode):
         return _REDO[name] if name is not None else _REDO.total()
 
     @classmethod
-    def execute(cls, base: Base, dataset: Dataset, name: str, options: Sampling | None = None, **settings: Any) -> io.NodeOutput:
+    def execute(cls, base: Base, dataset: Dataset, name: str, options: Options | None = None, **settings: Any) -> io.NodeOutput:
         check_captions(dataset)
         validation = settings.pop("validation", None)
         if validation:
             check_captions(validation)
             validation = validation.model_copy(update={"resolution": dataset.resolution})
-        network = Network(rank=settings.pop("rank"), alpha=settings.pop("alpha"))
+        options = options or Options()
         output = lora_output(name)
         try:
+            added = options.network or NetworkOptions()
+            network = Network(rank=settings.pop("rank"), alpha=settings.pop("alpha"), **added.model_dump())
             spec = TrainLoRASpec(
                 name=name,
                 output=str(output),
@@ -146,7 +113,9 @@ class LoomTrainLoRA(io.ComfyNode):
                 dataset=dataset,
                 validation=validation,
                 network=network,
-                sampling=_sampling(options, dataset, settings["steps"]),
+                optimizer=options.optimizer or OptimizerOptions(),
+                objective=options.objective or Objective(),
+                sampling=_sampling(options.sampling, dataset, settings["steps"]),
                 **settings,
             )
         except ValidationError as error:

@@ -15,9 +15,12 @@ from comfy.cli_args import args
 from trainer.adapters.files import write_safetensors
 from trainer.data.order import generator
 from trainer.families.detect import describe_checkpoint
+from trainer.families.protocol import Conditioning
 from trainer.families.sd import StableDiffusion1
 from trainer.methods import lora
-from trainer.spec import Base, Network
+from trainer.objective import add_noise
+from trainer.options import Network
+from trainer.spec import Base
 
 CAPTION = "red apple, red food"
 TIMESTEPS = (1, 250, 500, 750, 999)
@@ -46,14 +49,15 @@ def main(checkpoint: Path, adapter: Path) -> None:
     for number, parameter in enumerate(lora.inject(unet, network, seed=0)):
         noise = torch.randn(parameter.shape, generator=generator(0, "delta", number)) * 0.2
         parameter.data = noise.half().float()  # as the file stores it
-    tensors = lora.adapter_tensors(unet, network, family)
+    tensors = lora.adapter_tensors(unet, network)
     write_safetensors(adapter, tensors, {})
 
     model, clip, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False)
     plain = model.model
     adapted, _ = comfy.sd.load_lora_for_models(model, clip, comfy.utils.load_torch_file(str(adapter)), 1.0, 1.0)
 
-    text = family.encode_text(family.load_text_encoder(torch.float32, cpu), family.load_tokenizer(), [CAPTION])
+    with torch.no_grad():
+        text = family.encode_text(family.load_text_parts(torch.float32, cpu), [CAPTION]).hidden
     their_text, _ = clip.encode_from_tokens(clip.tokenize(CAPTION), return_pooled=True)
 
     latents = torch.randn(1, 4, 16, 16, generator=generator(0, "latents"))
@@ -70,7 +74,10 @@ def main(checkpoint: Path, adapter: Path) -> None:
 
     with torch.inference_mode():
         ours = [
-            family.predict(unet, family.add_noise(latents, noise, torch.tensor([t])), torch.tensor([t]), text) for t in TIMESTEPS
+            family.predict(
+                unet, add_noise(latents, noise, family.alphas_cumprod, torch.tensor([t])), torch.tensor([t]), Conditioning(text)
+            )
+            for t in TIMESTEPS
         ]
         adapted.patch_model(device_to=cpu)
         with_adapter = predictions(adapted.model.apply_model)
