@@ -20,6 +20,7 @@ from .families.protocol import Conditioning
 from .history import history, read_events
 from .loop import Loop, Position, TrainingError
 from .methods import lora
+from .methods.targets import plan
 from .objective import check, prediction_kind
 from .optim import build, in_use
 from .plot import save_loss
@@ -48,6 +49,7 @@ class LoRATraining:
         self.accelerator = accelerator(self.formats)
         self.family = load_family(spec.base)
         check(spec.objective, prediction_kind(spec.objective, self.family.prediction), self.family.timesteps)
+        plan(self.family.empty_unet(), spec.network)  # what cannot be adapted is told before pictures are encoded
         self.state: State | None = latest_state(folder)
 
     def run(self) -> bool:

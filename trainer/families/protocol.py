@@ -68,6 +68,10 @@ class Family(Protocol):
     alphas_cumprod: Tensor
     """(timesteps,) in fp32 on the CPU: the noise schedule that the base was trained with."""
 
+    def empty_unet(self) -> nn.Module:
+        """The UNet's layers on the meta device: names and shapes without weights."""
+        ...
+
     def load_unet(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """The UNet, frozen, in diffusers' layout."""
         ...

@@ -50,13 +50,22 @@ class StableDiffusion1:
 
     # Loading
 
+    def empty_unet(self) -> UNet2DConditionModel:
+        """The UNet's layers on the meta device: names and shapes without weights."""
+        with init_empty_weights():
+            return UNet2DConditionModel(**self._unet_config())
+
     def load_unet(self, dtype: torch.dtype, device: torch.device) -> UNet2DConditionModel:
         """The UNet, frozen."""
+        state = convert_ldm_unet_checkpoint(self._tensors(self.base.checkpoint, UNET, keep_prefix=True), self._unet_config())
+        return self._filled(self.empty_unet(), state, dtype, device, "UNet")
+
+    def _unet_config(self) -> dict[str, Any]:
         shape = self.checkpoint.unet
         levels = range(len(shape.widths))
         down = tuple("CrossAttnDownBlock2D" if shape.attention[i] else "DownBlock2D" for i in levels)
         up = tuple("CrossAttnUpBlock2D" if shape.attention[i] else "UpBlock2D" for i in reversed(levels))
-        config = {
+        return {
             "sample_size": 64,
             "in_channels": shape.in_channels,
             "out_channels": shape.out_channels,
@@ -68,10 +77,6 @@ class StableDiffusion1:
             "cross_attention_dim": shape.context_width,
             "attention_head_dim": 8,
         }
-        with init_empty_weights():
-            unet = UNet2DConditionModel(**config)
-        state = convert_ldm_unet_checkpoint(self._tensors(self.base.checkpoint, UNET, keep_prefix=True), config)
-        return self._filled(unet, state, dtype, device, "UNet")
 
     def load_vae(self, device: torch.device) -> AutoencoderKL:
         """The VAE, frozen, in fp32: in fp16 it makes NaN of some pictures."""
