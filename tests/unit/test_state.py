@@ -10,6 +10,7 @@ from PIL import Image
 
 from trainer.checkpoint import StateError, latest_state, load_state, save_state
 from trainer.data.order import batch_indices, generator
+from trainer.ema import Ema
 from trainer.events import Event, Failed, Finished, Phase, Progress, Sample, Started, Validation
 from trainer.history import History, history, read_events
 from trainer.plot import draw_loss, save_loss, smoothed
@@ -77,6 +78,20 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path) -> None:
     load_state(state, second.parameters, second.optimizer, None)
     second.train(6, 10)
     assert all(torch.equal(whole.parameters[name], second.parameters[name]) for name in whole.parameters)
+
+
+def test_the_average_is_kept(tmp_path: Path) -> None:
+    small, other = Small(), Small()
+    ema, fresh = Ema(list(small.parameters.values()), 0.9), Ema(list(other.parameters.values()), 0.9)
+    for step in range(5):
+        small.train(step, step + 1)
+        ema.update(step)
+    save_state(tmp_path, 5, 5, small.parameters, small.optimizer, None, ema)
+    load_state(latest_state(tmp_path), other.parameters, other.optimizer, None, fresh)  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(ema.tensors(), fresh.tensors(), strict=True))
+    with fresh.swapped():
+        assert not torch.equal(other.parameters["0.weight"], small.parameters["0.weight"])
+    assert torch.equal(other.parameters["0.weight"], small.parameters["0.weight"])
 
 
 def test_the_scaler_is_kept(tmp_path: Path) -> None:
