@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 
 def events(server: Server, run: str) -> list[dict]:
-    text = (server.base / "output" / "lora_loom" / "runs" / run / "events.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
+    file = server.base / "output" / "lora_loom" / "runs" / run / "events.jsonl"
+    # The server knows of a run before its process has written a word.
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 def pid_of(server: Server, run: str) -> int:
