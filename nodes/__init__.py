@@ -5,7 +5,7 @@ from .adapters import LoomAdapterStack, LoomApplyAdapters
 from .base import LoomBaseModel
 from .captions import LoomCaptionDataset
 from .dataset import LoomDatasetFromFolder, LoomResolution
-from .options import LoomNetwork, LoomObjective, LoomOptimizer, LoomSampling
+from .options import LoomCheckpointing, LoomNetwork, LoomObjective, LoomOptimizer, LoomSampling
 from .paths import register_folders
 from .routes import add_routes
 from .train import LoomTrainLoRA
@@ -25,6 +25,7 @@ class LoRALoom(ComfyExtension):
             LoomOptimizer,
             LoomObjective,
             LoomNetwork,
+            LoomCheckpointing,
             LoomTrainLoRA,
             LoomAdapterStack,
             LoomApplyAdapters,

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from pydantic import ValidationError
 
 from ..trainer.options import (
+    Checkpointing,
     HuberSchedule,
     Loss,
     NetworkKind,
@@ -150,6 +151,39 @@ def _arguments(text: str) -> tuple[tuple[str, Any], ...]:
     if not isinstance(arguments, dict):
         raise ValueError('arguments is not a JSON object: write it like {"weight_decay": 0.01}')
     return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in arguments.items())
+
+
+class LoomCheckpointing(io.ComfyNode):
+    """When states are saved, and how often held-out pictures are looked at."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoomCheckpointing",
+            display_name="Checkpointing Options",
+            category=_CATEGORY,
+            description="How often a training's state is saved, how many are kept, and how often the validation loss is measured.",
+            inputs=[
+                io.Int.Input("every_steps", default=500, min=0, max=1_000_000, tooltip="Save the state every so many steps. 0: not by steps."),
+                io.Float.Input(
+                    "every_minutes", default=0.0, min=0.0, max=10_000.0, step=1.0, tooltip="Save the state every so many minutes. 0: not by time."
+                ),
+                io.Int.Input("keep_last", default=2, min=1, max=1000, tooltip="States that are kept, the newest ones."),
+                io.Int.Input(
+                    "validate_every_steps",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    tooltip="Measure the loss of the validation pictures every so many steps. 0: before and after only.",
+                ),
+                LoomOptions.Input("options", optional=True, tooltip="Other options nodes, chained."),
+            ],
+            outputs=[LoomOptions.Output(display_name="options", tooltip="For a training node, or the next options node.")],
+        )
+
+    @classmethod
+    def execute(cls, options: Options | None = None, **values: Any) -> io.NodeOutput:
+        return _chained(options, "checkpointing", "Checkpointing Options", Checkpointing, values)
 
 
 class LoomObjective(io.ComfyNode):

@@ -20,7 +20,7 @@ from ..trainer.adapters.stack import Row
 from ..trainer.data.sources import check_captions
 from ..trainer.events import Event, Finished, Phase, Progress, Sample
 from ..trainer.history import History
-from ..trainer.options import Network, NetworkOptions, Objective, OptimizerOptions, Options, Sampling
+from ..trainer.options import Checkpointing, Network, NetworkOptions, Objective, OptimizerOptions, Options, Sampling
 from ..trainer.spec import Base, Dataset, TrainLoRASpec, run_id
 from ..trainer.typed import explain
 from .jobs import execute, finished_history, remember
@@ -67,8 +67,14 @@ class LoomTrainLoRA(io.ComfyNode):
                     optional=True,
                     tooltip="auto: fp16 on CUDA, fp32 on the CPU. The LoRA's own weights are always fp32 while training.",
                 ),
-                LoomOptions.Input("options", optional=True, tooltip="Options nodes, chained: sampling, optimizer, objective, network."),
-                LoomDataset.Input("validation", optional=True, tooltip="Held-out pictures; their loss is measured before and after."),
+                LoomOptions.Input(
+                    "options", optional=True, tooltip="Options nodes, chained: sampling, optimizer, objective, network, checkpointing."
+                ),
+                LoomDataset.Input(
+                    "validation",
+                    optional=True,
+                    tooltip="Held-out pictures; their loss is measured before and after, and as often as Checkpointing Options say.",
+                ),
             ],
             outputs=[
                 LoomAdapters.Output(display_name="adapters", tooltip="The new adapter as a stack of one, to apply or stack on."),
@@ -115,6 +121,7 @@ class LoomTrainLoRA(io.ComfyNode):
                 network=network,
                 optimizer=options.optimizer or OptimizerOptions(),
                 objective=options.objective or Objective(),
+                checkpointing=options.checkpointing or Checkpointing(),
                 sampling=_sampling(options.sampling, dataset, settings["steps"]),
                 **settings,
             )

@@ -22,7 +22,6 @@ from .optim import restore, state_tensors
 from .typed import Model
 
 _PREFIX = "step-"
-_KEPT = 2
 
 
 class StateError(RuntimeError):
@@ -55,8 +54,9 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     scaler: dict[str, Any] | None,
     ema: Ema | None = None,
+    keep: int = 2,
 ) -> Path:
-    """Save; gives the folder. Older states than the newest two are removed after the new one is in place."""
+    """Save; gives the folder. Older states than the newest `keep` are removed after the new one is in place."""
     states = run / "state"
     final = states / f"{_PREFIX}{step:08d}"
     temporary = states / f".{final.name}.tmp"
@@ -73,7 +73,7 @@ def save_state(
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
     _sync(states)
-    for old in [folder for folder in _folders(run) if folder != final][: 1 - _KEPT]:
+    for old in [folder for folder in _folders(run) if folder != final][: -(keep - 1) or None]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 

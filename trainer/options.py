@@ -142,6 +142,18 @@ class Sampling(Model):
     height: int = Field(default=512, ge=64, le=4096, multiple_of=8)
 
 
+class Checkpointing(Model):
+    """When a state is saved (0: never on that account), how many states are kept, and how often the held-out pictures are looked at.
+
+    A state is always saved at the end and at a stop; validation always comes before the first step and after the last.
+    """
+
+    every_steps: int = Field(default=500, ge=0)
+    every_minutes: float = Field(default=0.0, ge=0, le=10_000)
+    keep_last: int = Field(default=2, ge=1, le=1000)
+    validate_every_steps: int = Field(default=0, ge=0)
+
+
 class Options(Model):
     """What the options nodes have chained; None where no node has spoken."""
 
@@ -149,3 +161,4 @@ class Options(Model):
     optimizer: OptimizerOptions | None = None
     objective: Objective | None = None
     sampling: Sampling | None = None
+    checkpointing: Checkpointing | None = None

@@ -36,9 +36,9 @@ def _convolutions(shape: UNetShape, network: Network) -> int:
 def check_disk(spec: TrainLoRASpec, run: Path, shape: UNetShape) -> None:
     """Refuse a run whose states, pictures and adapter do not fit. Raises SpecError with both sizes."""
     parameters = lora_parameters(shape, spec.network)
-    # A state holds the weights, their average and AdamW's two moments in fp32; three states exist while one is being replaced.
+    # A state holds the weights, their average and AdamW's two moments in fp32; one more than are kept exist while one is being replaced.
     copies = 4 if spec.optimizer.ema_decay else 3
-    states = 3 * copies * 4 * parameters
+    states = (spec.checkpointing.keep_last + 1) * copies * 4 * parameters
     drawings = len(spec.sampling.prompts) * (1 + (spec.steps // spec.sampling.every_steps if spec.sampling.every_steps else 0))
     pictures = drawings * spec.sampling.width * spec.sampling.height * _SAMPLE_BYTES_PER_PIXEL
     adapter = 2 * 2 * parameters

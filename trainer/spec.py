@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-from .options import Network, Objective, OptimizerOptions, Sampling
+from .options import Checkpointing, Network, Objective, OptimizerOptions, Sampling
 from .typed import Model, SpecError, Utf8, explain
 
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
@@ -102,7 +102,7 @@ class TrainLoRASpec(Model):
     optimizer: OptimizerOptions = OptimizerOptions()
     objective: Objective = Objective()
     sampling: Sampling = Sampling()
-    save_every_steps: int = Field(default=500, ge=0)
+    checkpointing: Checkpointing = Checkpointing()
 
     @field_validator("name")
     @classmethod

@@ -2,6 +2,7 @@
 import contextlib
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +96,7 @@ class LoRATraining:
                 self._validate(0)
                 self._draw(0)
         channel.emit(Phase(name="training"))
+        self._saved_at = time.monotonic()
         self.unet.train(lora.trained_with_dropout(spec.network))
         try:
             self.loop.run()
@@ -135,18 +137,26 @@ class LoRATraining:
         return data[0], data[1] if spec.validation else None, text.rows(rows[-1])
 
     def _due(self, step: int) -> bool:
-        sampling, save = self.spec.sampling, self.spec.save_every_steps
-        every = (sampling.every_steps, save)
-        return self.channel.sample_waiting() or any(number and step % number == 0 for number in every)
+        sampling, checkpointing = self.spec.sampling, self.spec.checkpointing
+        every = (sampling.every_steps, checkpointing.every_steps, checkpointing.validate_every_steps)
+        return self.channel.sample_waiting() or self._minutes_are_over() or any(_is_multiple(step, number) for number in every)
+
+    def _minutes_are_over(self) -> bool:
+        minutes = self.spec.checkpointing.every_minutes
+        return bool(minutes) and time.monotonic() - self._saved_at >= 60 * minutes
 
     def _after_step(self, step: int) -> None:
         spec, channel = self.spec, self.channel
         last = step == spec.steps
-        if channel.sample_requested() or (spec.sampling.every_steps and step % spec.sampling.every_steps == 0 and not last):
+        if channel.sample_requested() or (_is_multiple(step, spec.sampling.every_steps) and not last):
             with self._as_saved():
                 self._draw(step)
             channel.emit(Phase(name="training"))
-        if spec.save_every_steps and step % spec.save_every_steps == 0 and not last:
+        if self.held_out and _is_multiple(step, spec.checkpointing.validate_every_steps) and not last:
+            with self._as_saved():
+                self._validate(step)
+            channel.emit(Phase(name="training"))
+        if not last and (_is_multiple(step, spec.checkpointing.every_steps) or self._minutes_are_over()):
             self._save_state()
 
     def _validate(self, step: int) -> None:
@@ -171,8 +181,9 @@ class LoRATraining:
     def _save_state(self) -> None:
         position, scaler = self.loop.position, self.accelerator.scaler
         tensors = lora.parameters_by_name(self.unet)
-        numbers = scaler.state_dict() if scaler else None
-        saved = save_state(self.folder, position.step, position.draws, tensors, self.optimizer.optimizer, numbers, self.ema)
+        numbers, keep = scaler.state_dict() if scaler else None, self.spec.checkpointing.keep_last
+        saved = save_state(self.folder, position.step, position.draws, tensors, self.optimizer.optimizer, numbers, self.ema, keep)
+        self._saved_at = time.monotonic()
         self.channel.emit(Checkpoint(step=position.step, folder=str(saved.relative_to(self.folder))))
 
     def _finish(self) -> bool:
@@ -205,3 +216,8 @@ class LoRATraining:
         if steps:
             losses = [told.losses[step] for step in steps]
             save_loss(self.folder / "loss.png", losses, sorted(told.validation.items()), steps[0], f"loss of {self.spec.name}")
+
+
+def _is_multiple(step: int, number: int) -> bool:
+    """Whether something that comes every `number` steps (0: never) comes at `step`."""
+    return bool(number) and step % number == 0

@@ -66,6 +66,16 @@ def test_every_group_of_options_reaches_the_training_and_cores_loader_takes_the_
     assert not np.array_equal(*pictures)
 
 
+def test_states_are_kept_and_held_out_pictures_looked_at_as_often_as_asked(server: Server) -> None:
+    asked = graph("often", steps=11)
+    asked["often"] = node("LoomCheckpointing", every_steps=2, every_minutes=0.0, keep_last=3, validate_every_steps=5, options=["network", 0])
+    asked["train"]["inputs"] |= {"options": ["often", 0], "validation": ["dataset", 0]}
+    result = server.run(asked)["train"]["lora_loom"][0]
+    assert [step for step, _ in result["validation"]] == [0, 5, 10, 11]
+    states = server.base / "output" / "lora_loom" / "runs" / result["run"] / "state"
+    assert sorted(folder.name for folder in states.iterdir()) == ["step-00000008", "step-00000010", "step-00000011"]
+
+
 def test_options_that_are_set_to_their_defaults_train_what_no_options_train(server: Server) -> None:
     server.run(training_graph("without", steps=3))
     server.run(graph("with", steps=3))

@@ -94,6 +94,15 @@ def test_the_average_is_kept(tmp_path: Path) -> None:
     assert torch.equal(other.parameters["0.weight"], small.parameters["0.weight"])
 
 
+def test_as_many_states_are_kept_as_are_asked_for(tmp_path: Path) -> None:
+    small = Small()
+    for keep, left in ((1, 1), (3, 3)):
+        for step in range(1, 6):
+            save_state(tmp_path, 10 * keep + step, step, small.parameters, small.optimizer, None, keep=keep)
+        assert len(names(tmp_path)) == left
+        assert latest_state(tmp_path).step == 10 * keep + 5  # type: ignore[union-attr]
+
+
 def test_the_scaler_is_kept(tmp_path: Path) -> None:
     small, scaler = Small(), torch.amp.GradScaler("cpu")
     small.train(0, 1)
