@@ -107,7 +107,7 @@ class LoomOptimizer(io.ComfyNode):
                 io.Float.Input(
                     "warmup", default=0.0, min=0.0, max=1_000_000.0, step=0.01, tooltip="Steps of warm-up; below 1, a share of all steps."
                 ),
-                io.Float.Input("cycles", default=1.0, min=0.01, max=1000.0, step=0.5, tooltip="Cycles of the cosine schedules."),
+                io.Float.Input("cycles", default=1.0, min=0.01, max=1000.0, step=0.5, tooltip="Cycles of cosine_with_restarts."),
                 io.Float.Input("power", default=1.0, min=0.01, max=10.0, step=0.1, tooltip="Power of the polynomial schedule."),
                 io.Int.Input(
                     "gradient_accumulation_steps", default=1, min=1, max=1024, tooltip="Batches a step: a larger batch in the same memory."

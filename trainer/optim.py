@@ -3,6 +3,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,19 +17,20 @@ from .typed import SpecError
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a class is, the package to install for it, and what is set unless the user sets it."""
+    """Where a class is, the package to install for it, what is set unless the user sets it, and whether it runs on the CPU."""
 
     module: str
     name: str
     package: str = ""
     defaults: dict[str, Any] = field(default_factory=dict)
+    on_cpu: bool = True
 
 
 _ADAM = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
 _ENTRIES: dict[OptimizerName, _Entry] = {
     # Fused: one kernel for all tensors, and a bad step is left out without a wait for the device. https://arxiv.org/abs/1711.05101
     "adamw": _Entry("torch.optim", "AdamW", defaults={**_ADAM, "fused": True}),
-    "adamw8bit": _Entry("bitsandbytes.optim", "AdamW8bit", "bitsandbytes", _ADAM),  # https://arxiv.org/abs/2110.02861
+    "adamw8bit": _Entry("bitsandbytes.optim", "AdamW8bit", "bitsandbytes", _ADAM, on_cpu=False),  # https://arxiv.org/abs/2110.02861
     # Its own relative step and scaling would leave learning_rate and schedule without effect. https://arxiv.org/abs/1804.04235
     "adafactor": _Entry("transformers", "Adafactor", defaults={"relative_step": False, "scale_parameter": False}),
     "lion": _Entry("lion_pytorch", "Lion", "lion-pytorch"),  # https://arxiv.org/abs/2302.06675
@@ -41,38 +43,82 @@ _ENTRIES: dict[OptimizerName, _Entry] = {
     "rmsprop": _Entry("torch.optim", "RMSprop"),
     "adagrad": _Entry("torch.optim", "Adagrad"),
 }
+# Not settings of a training: they are set here, train away from the pictures, or are for other kinds of program.
+_NOT_SET_BY_USERS = {"self", "params", "lr", "maximize", "differentiable", "capturable", "fsdp_in_use", "use_triton"}
 
 
 def check(options: OptimizerOptions) -> None:
-    """Raise SpecError if the optimiser's package is missing, or its class has not one of the arguments."""
-    _chosen(options)
+    """Raise SpecError for whatever would keep the optimiser from its first step: no package, a wrong argument, or values that it refuses.
+
+    The values are tried on a small matrix and a vector on the CPU, since several classes look at them in their first step only.
+    """
+    constructor, arguments = _chosen(options)
+    if not _ENTRIES[options.name].on_cpu:
+        return
+    parameters = [nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    with _refusals(options):
+        optimizer = _made(constructor, parameters, 1e-4, arguments)
+        optimizer.step()
+        with in_use(optimizer):
+            finite = all(bool(torch.isfinite(parameter).all()) for parameter in parameters)
+        if not finite:
+            raise ValueError("the first step makes the weights NaN or infinite")
 
 
 def build(options: OptimizerOptions, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     """The optimiser of `parameters`. Raises SpecError as `check` does, and for values that the class refuses."""
-    constructor, defaults = _chosen(options)
-    arguments = {**defaults, **dict(options.arguments)}
-    try:
-        optimizer: torch.optim.Optimizer = constructor(list(parameters), lr=learning_rate, **arguments)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise SpecError(f"optimizer {options.name} refuses its arguments {dict(options.arguments)}: {error}") from error
+    constructor, arguments = _chosen(options)
+    with _refusals(options):
+        return _made(constructor, parameters, learning_rate, arguments)
+
+
+def _made(constructor: Any, parameters: Iterable[nn.Parameter], learning_rate: float, arguments: dict[str, Any]) -> torch.optim.Optimizer:
+    optimizer: torch.optim.Optimizer = constructor(list(parameters), lr=learning_rate, **arguments)
     if hasattr(optimizer, "train"):
         optimizer.train()  # schedule-free: refuses to step otherwise
     return optimizer
 
 
+@contextlib.contextmanager
+def _refusals(options: OptimizerOptions) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise  # a RuntimeError that says nothing of the arguments
+    except (TypeError, ValueError, AssertionError, LookupError, ArithmeticError, RuntimeError) as error:
+        reason = str(error) or "it gives no reason"
+        raise SpecError(f"optimizer {options.name} refuses its arguments {dict(options.arguments)}: {reason}") from error
+
+
 def _chosen(options: OptimizerOptions) -> tuple[Any, dict[str, Any]]:
+    """The class, and the arguments to give it."""
     entry = _ENTRIES[options.name]
     if importlib.util.find_spec(entry.module.split(".")[0]) is None:
         raise SpecError(
             f"optimizer {options.name} needs a package that is not installed: python -m pip install {entry.package}, with the Python that trains."
         )
     constructor = getattr(importlib.import_module(entry.module), entry.name)
-    known = [name for name in inspect.signature(constructor).parameters if name not in ("self", "params", "lr")]
+    signature = inspect.signature(constructor).parameters
+    known = {name: parameter.default for name, parameter in signature.items() if name not in _NOT_SET_BY_USERS}
     unknown = [name for name, _ in options.arguments if name not in known]
     if unknown:
         raise SpecError(f"optimizer {options.name} has no argument {', '.join(unknown)}. It has: {', '.join(known)}.")
-    return constructor, entry.defaults
+    for name, value in options.arguments:
+        wanted = _kind(known[name])
+        if wanted and _kind(value) != wanted:
+            raise SpecError(f"optimizer {options.name}: the argument {name} is {value!r}, and has to be {wanted}, as {known[name]!r} is.")
+    return constructor, {**entry.defaults, **dict(options.arguments)}
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in words; empty where a default says nothing of the values that may take its place."""
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    return f"a list of {len(value)} numbers" if isinstance(value, tuple) else ""
 
 
 def supports_found_inf(optimizer: torch.optim.Optimizer) -> bool:
@@ -97,17 +143,20 @@ def in_use(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Any]:
-    """Everything the optimiser remembers: tensors by `<index>.<name>`, and the rest as JSON data, whose floats come back to the bit."""
+    """Everything the optimiser remembers: tensors by `<index>.<name>`, and the rest as JSON data, whose floats come back to the bit.
+
+    The name of what lies in a dictionary of the state is its path, with slashes: bitsandbytes wraps its quantised tensors so.
+    """
     whole = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     rest: dict[str, dict[str, Any]] = {}
     for index, entry in whole["state"].items():
-        for name, value in entry.items():
+        for path, value in _flat(entry):
             if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value
+                tensors[f"{index}.{path}"] = value
             else:
-                rest.setdefault(str(index), {})[name] = value
-    groups = [{name: value for name, value in group.items() if name != "params"} for group in whole["param_groups"]]
+                rest.setdefault(str(index), {})[path] = _encoded(value)
+    groups = [{name: _encoded(value) for name, value in group.items() if name != "params"} for group in whole["param_groups"]]
     return tensors, {"state": rest, "groups": groups}
 
 
@@ -115,14 +164,40 @@ def restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], rest: 
     """Put back what `state_tensors` gave, into an optimiser of the same parameters."""
     state: dict[int, dict[str, Any]] = {}
     for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
+        index, path = key.split(".", 1)
+        _put(state.setdefault(int(index), {}), path, tensor)
     for index, entry in rest["state"].items():
-        state.setdefault(int(index), {}).update(entry)
+        for path, value in entry.items():
+            _put(state.setdefault(int(index), {}), path, _decoded(value))
     whole = optimizer.state_dict()
     groups = []
     for group, saved in zip(whole["param_groups"], rest["groups"], strict=True):
+        plain = {name: _decoded(value) for name, value in saved.items()}
         # JSON has no tuples.
-        values = {name: tuple(value) if isinstance(group.get(name), tuple) else value for name, value in saved.items()}
+        values = {name: tuple(value) if isinstance(group.get(name), tuple) else value for name, value in plain.items()}
         groups.append({**group, **values})
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _flat(entry: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in entry.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value
+
+
+def _put(entry: dict[str, Any], path: str, value: Any) -> None:
+    *outer, name = path.split("/")
+    for folder in outer:
+        entry = entry.setdefault(folder, {})
+    entry[name] = value
+
+
+def _encoded(value: Any) -> Any:
+    # JSON has no infinity, which Prodigy's growth_rate is; pydantic would write null.
+    return {"float": str(value)} if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _decoded(value: Any) -> Any:
+    return float(value["float"]) if isinstance(value, dict) else value

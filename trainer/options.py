@@ -79,12 +79,12 @@ class OptimizerOptions(Model):
     """How the weights move.
 
     `arguments`: keyword arguments of the optimiser's own class beside the learning rate, e.g. (("weight_decay", 0.01), ("betas",
-    (0.9, 0.99))). `warmup`: steps from 1 on, a share of all steps below. `cycles`: of the cosine schedules; `power`: of polynomial.
+    (0.9, 0.99))). `warmup`: steps from 1 on, a share of all steps below. `cycles`: of cosine_with_restarts; `power`: of polynomial.
     `max_grad_norm` 0: no clipping. `ema_decay` 0: no EMA.
     """
 
     name: OptimizerName = "adamw"
-    arguments: tuple[tuple[str, bool | float | tuple[float, ...] | None], ...] = ()
+    arguments: tuple[tuple[str, bool | int | float | tuple[float, ...] | None], ...] = ()
     schedule: Schedule = "constant"
     warmup: float = Field(default=0.0, ge=0, le=1_000_000)
     cycles: float = Field(default=1.0, gt=0, le=1000)

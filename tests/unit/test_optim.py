@@ -2,6 +2,7 @@
 import json
 import math
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
 
+from trainer.checkpoint import latest_state, load_state, save_state
 from trainer.data.order import generator
 from trainer.ema import Ema
 from trainer.optim import build, check, in_use, restore, state_tensors, supports_found_inf
@@ -63,6 +65,43 @@ def test_an_optimiser_goes_on_from_its_saved_state_to_the_bit(name: str) -> None
 
 
 @pytest.mark.parametrize("name", INSTALLED)
+def test_every_optimiser_goes_on_from_a_state_on_the_disk_to_the_bit(name: str, tmp_path: Path) -> None:
+    whole, first, second = Small(name), Small(name), Small(name)
+    whole.train(0, 10)
+    first.train(0, 6)
+    save_state(tmp_path, 6, 6, {key: value.detach() for key, value in first.model.named_parameters()}, first.optimizer, None)
+    state = latest_state(tmp_path)
+    assert state is not None
+    load_state(state, {key: value.data for key, value in second.model.named_parameters()}, second.optimizer, None)
+    second.train(6, 10)
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True))
+
+
+class Wrapping(torch.optim.Adagrad):
+    """Its saved state is in a dictionary, as that of bitsandbytes 0.50 is."""
+
+    def state_dict(self) -> dict[str, Any]:
+        whole = super().state_dict()
+        return {**whole, "state": {index: {"wrapped": {**entry}} for index, entry in whole["state"].items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "state": {index: entry["wrapped"] for index, entry in state_dict["state"].items()}})
+
+
+def test_a_state_of_dictionaries_comes_back_as_it_was(tmp_path: Path) -> None:
+    first, second = (Wrapping([nn.Parameter(torch.ones(3))], lr=0.1) for _ in range(2))
+    first.param_groups[0]["params"][0].grad = torch.full((3,), 0.5)
+    first.step()
+    save_state(tmp_path, 1, 1, {}, first, None)
+    state = latest_state(tmp_path)
+    assert state is not None
+    load_state(state, {}, second, None)
+    saved, found = first.state_dict()["state"][0]["wrapped"], second.state_dict()["state"][0]["wrapped"]
+    assert saved.keys() == found.keys()
+    assert all(torch.equal(saved[name], found[name]) for name in saved)
+
+
+@pytest.mark.parametrize("name", INSTALLED)
 def test_weights_in_use_come_back_to_the_bit(name: str) -> None:
     small = Small(name)
     small.train(0, 5)
@@ -80,6 +119,47 @@ def test_arguments_reach_the_optimiser_and_wrong_ones_are_named() -> None:
         check(OptimizerOptions(name="adamw", arguments=(("wieght_decay", 0.5),)))
     with pytest.raises(SpecError, match="adamw refuses its arguments"):
         Small("adamw", betas=(2.0, 0.9))
+
+
+WRONG = [
+    ("adamw", "weight_decay", (1.0, 2.0), "weight_decay is .*, and has to be a number"),
+    ("adamw", "weight_decay", True, "weight_decay is True, and has to be a number"),
+    ("adamw", "betas", 0.9, "betas is 0.9, and has to be a list of 2 numbers"),
+    ("adamw", "amsgrad", 1.0, "amsgrad is 1.0, and has to be true or false"),
+    ("adamw", "eps", -1.0, "Invalid epsilon value: -1.0"),
+    ("adamw", "foreach", True, "cannot be `True` together"),
+    ("adamw", "maximize", True, "has no argument maximize. It has: betas, eps"),
+    ("adamw", "weight_decay", math.inf, "NaN or infinite"),
+    ("adafactor", "eps", 1e-8, "eps is 1e-08, and has to be a list of 2 numbers"),
+    ("adafactor", "relative_step", True, "refuses its arguments"),
+    ("lion", "betas", (2.0, 0.9), "refuses its arguments"),
+    ("prodigy", "slice_p", 1.5, "refuses its arguments"),
+    ("came", "betas", (0.9, 0.999), "betas is .*, and has to be a list of 3 numbers"),
+    ("adamw_schedule_free", "betas", (0.0, 0.9), "refuses its arguments"),
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "value", "message"), WRONG)
+def test_what_an_optimiser_would_refuse_is_told_before_anything_is_loaded(name: Any, argument: str, value: Any, message: str) -> None:
+    if name not in INSTALLED:
+        pytest.skip("its package is not installed")
+    with pytest.raises(SpecError, match=message):
+        check(OptimizerOptions(name=name, arguments=((argument, value),)))
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_every_optimiser_passes_the_check_and_leaves_random_numbers_alone(name: Any) -> None:
+    before = torch.get_rng_state()
+    check(OptimizerOptions(name=name))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.skipif("prodigy" not in INSTALLED, reason="its package is not installed")
+def test_a_whole_number_stays_one_through_a_spec() -> None:
+    options = OptimizerOptions(name="prodigy", arguments=(("slice_p", 11),))
+    read = OptimizerOptions.model_validate_json(options.model_dump_json())
+    check(read)
+    assert repr(read.arguments) == "(('slice_p', 11),)"
 
 
 @pytest.mark.parametrize("name", [name for name in PACKAGES if name not in INSTALLED])
