@@ -52,7 +52,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="nox -s demo --", description="Train a LoRA in a real ComfyUI and draw with it.")
     parser.add_argument("--comfyui", type=Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="an SD 1.x checkpoint (.safetensors) instead of the mini base")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="a checkpoint (.safetensors) instead of the mini base")
     parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of pictures with .txt captions instead of the food emoji")
     parser.add_argument("--out", type=Path, metavar="DIR", default=PACK / "demo" / "out", help="where the results go (demo/out)")
     parser.add_argument("--home", type=Path, metavar="DIR", default=PACK / ".cache" / "demo", help="ComfyUI's models, input and output")

@@ -22,7 +22,7 @@ class LoomBaseModel(io.ComfyNode):
             category="LoRA Loom/training",
             description="Chooses the checkpoint to train on. Only its header is read here.",
             inputs=[
-                io.Combo.Input("checkpoint", options=model_choices("checkpoints"), tooltip="An SD 1.x checkpoint (.safetensors)."),
+                io.Combo.Input("checkpoint", options=model_choices("checkpoints"), tooltip="An SD 1.x, SD 2.x or SDXL checkpoint (.safetensors)."),
                 io.Combo.Input(
                     "vae",
                     options=[_BAKED, *model_choices("vae")],

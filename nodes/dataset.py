@@ -76,7 +76,7 @@ class LoomResolution(io.ComfyNode):
                     min=64,
                     max=4096,
                     step=8,
-                    tooltip="Pixels. The shorter side is scaled to it and the middle square is taken. SD 1.x was made for 512.",
+                    tooltip="Pixels. The shorter side is scaled to it and the middle square is taken. SD 1.x was made for 512, SDXL for 1024.",
                 ),
             ],
             outputs=[LoomDataset.Output(display_name="dataset", tooltip="The same pictures at this size.")],

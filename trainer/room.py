@@ -14,13 +14,13 @@ _SAMPLE_BYTES_PER_PIXEL = 3
 def lora_parameters(shape: UNetShape, network: Network) -> int:
     """About how many parameters the LoRA will have: rank times the sum of inputs and outputs of each layer it adapts."""
     per_rank = 0
-    blocks = [(width, shape.blocks_per_level * 2 + 1) for width, attends in zip(shape.widths, shape.attention, strict=True) if attends]
-    if shape.middle:
-        blocks.append((shape.widths[-1], 1))
-    for width, count in blocks:
+    blocks = [(width, depth, shape.blocks_per_level * 2 + 1) for width, depth in zip(shape.widths, shape.depths, strict=True) if depth]
+    blocks.append((shape.widths[-1], shape.middle_depth, 1))
+    for width, depth, count in blocks:
         attention = 6 * 2 * width + 2 * (shape.context_width + width)
-        other = (width + 8 * width) + (4 * width + width) + 2 * 2 * width if network.targets != "attention" else 0
-        per_rank += count * (attention + other)
+        other = (width + 8 * width) + (4 * width + width) if network.targets != "attention" else 0
+        projections = 2 * 2 * width if network.targets != "attention" and depth else 0
+        per_rank += count * (depth * (attention + other) + projections)
     matrices = {"lora": 1, "loha": 2, "lokr": 1}[network.kind]
     return per_rank * network.rank * matrices + _convolutions(shape, network)
 

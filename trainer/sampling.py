@@ -27,10 +27,11 @@ def draw(
     pictures of different steps can be compared. None if `should_stop` said so on the way: a picture must not delay a stop.
     """
     device = model.device
+    config = family.sampler(sampling.steps, device).config
     scheduler = EulerDiscreteScheduler.from_config(
-        family.sampler(sampling.steps, device).config,
+        config,
         prediction_type={"epsilon": "epsilon", "v": "v_prediction"}[model.prediction],
-        rescale_betas_zero_snr=model.objective.zero_terminal_snr,
+        rescale_betas_zero_snr=model.objective.zero_terminal_snr or config.rescale_betas_zero_snr,
     )
     scheduler.set_timesteps(sampling.steps, device=device)
     shape = (1, family.latent_channels, sampling.height // family.latent_factor, sampling.width // family.latent_factor)

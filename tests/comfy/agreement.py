@@ -14,9 +14,9 @@ from comfy.cli_args import args
 
 from trainer.adapters.files import write_safetensors
 from trainer.data.order import generator
+from trainer.families import load_family
 from trainer.families.detect import describe_checkpoint
 from trainer.families.protocol import Conditioning
-from trainer.families.sd import StableDiffusion1
 from trainer.methods import lora
 from trainer.objective import add_noise
 from trainer.options import Network
@@ -42,7 +42,7 @@ def main(checkpoint: Path, adapter: Path) -> None:
     base = Base(
         name=checkpoint.name, checkpoint=str(checkpoint), family="SD 1.x", tokenizer=tokenizer, header_sha256=header.sha256, size=0, mtime_ns=0
     )
-    family = StableDiffusion1(base)
+    family = load_family(base)
     unet = family.load_unet(torch.float32, cpu)
     # alpha is not rank, so that a scale that is forgotten shows.
     network = Network(rank=8, alpha=3.0)

@@ -11,8 +11,8 @@ from comfy.cli_args import args
 
 from trainer.adapters.files import write_safetensors
 from trainer.data.order import generator
+from trainer.families import load_family
 from trainer.families.detect import describe_checkpoint
-from trainer.families.sd import StableDiffusion1
 from trainer.methods import lora
 from trainer.options import Network
 from trainer.spec import Base
@@ -54,7 +54,7 @@ def main(checkpoint: Path, folder: Path) -> None:
 
     cpu = torch.device("cpu")
     header = describe_checkpoint(checkpoint).header
-    family = StableDiffusion1(
+    family = load_family(
         Base(name=checkpoint.name, checkpoint=str(checkpoint), family="SD 1.x", tokenizer="", header_sha256=header.sha256, size=0, mtime_ns=0)
     )
     model, clip, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False)

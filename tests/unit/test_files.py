@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from trainer.adapters.files import FileError, read_header, replacing, sha256_of, write_bytes, write_safetensors
-from trainer.families.detect import ClipShape, FamilyError, UNetShape, check_vae, describe_checkpoint
+from trainer.families.detect import FamilyError, TextShape, UNetShape, check_vae, describe_checkpoint
 
 UNET, CLIP, VAE = "model.diffusion_model.", "cond_stage_model.transformer.text_model.", "first_stage_model."
 
@@ -233,8 +233,20 @@ VAE_SHAPES = {VAE + "encoder.conv_in.weight": (128, 3, 3, 3), VAE + "decoder.con
 def test_sd1_is_described(tmp_path: Path, prefix: str) -> None:
     found = describe_checkpoint(checkpoint(tmp_path / "sd.safetensors", sd_unet() | clip(prefix) | VAE_SHAPES))
     assert found.family == "SD 1.x"
-    assert found.unet == UNetShape(4, 4, (320, 640, 1280, 1280), (True, True, True, False), 2, 768, True)
-    assert found.text == ClipShape(prefix, 12, 768, 3072)
+    assert found.unet == UNetShape(
+        in_channels=4,
+        out_channels=4,
+        widths=(320, 640, 1280, 1280),
+        depths=(1, 1, 1, 0),
+        blocks_per_level=2,
+        context_width=768,
+        middle=True,
+        middle_depth=0,
+        linear_projection=False,
+        head_width=None,
+        pooled_width=0,
+    )
+    assert found.texts == (TextShape(prefix, False, 12, 768, 3072),)
     assert found.has_vae
     assert found.header == read_header(tmp_path / "sd.safetensors")
 
@@ -251,11 +263,10 @@ def test_a_distilled_sd1(tmp_path: Path) -> None:
 
 ONE: tuple[int, ...] = (1,)
 FOREIGN = {
-    "SDXL": (sd_unet(context=2048) | {"conditioner.embedders.1.model.ln_final.weight": ONE, UNET + "label_emb.0.0.weight": ONE}, "is SDXL."),
-    "SDXL by its shapes": (sd_unet(context=2048), "is SDXL."),
-    "SDXL UNet with pooled conditioning": (sd_unet(context=2048) | {UNET + "label_emb.0.0.weight": ONE}, "is SDXL or another UNet"),
-    "SDXL refiner": (sd_unet(context=1280), "is SDXL refiner."),
-    "SD 2.x": (sd_unet(context=1024) | {"cond_stage_model.model.ln_final.weight": ONE}, "is SD 2.x."),
+    "SDXL without pooled conditioning": (sd_unet(context=2048), "a family that LoRA Loom does not know"),
+    "SDXL refiner": (sd_unet(context=1280), "is the SDXL refiner,"),
+    "SD 2.1 unCLIP": (sd_unet(context=1024) | {UNET + "label_emb.0.0.weight": (1280, 2048)}, "is SD 2.1 unCLIP,"),
+    "SD 2.x without its text encoder": (sd_unet(context=1024), "holds no OpenCLIP ViT-H text encoder"),
     "SD 3": ({UNET + "joint_blocks.0.context_block.attn.qkv.weight": ONE}, "is Stable Diffusion 3."),
     "Flux": ({UNET + "double_blocks.0.img_attn.qkv.weight": ONE}, "is Flux."),
     "Flux alone": ({"double_blocks.0.img_attn.qkv.weight": ONE}, "is Flux (diffusion model alone)."),
@@ -275,11 +286,11 @@ FOREIGN = {
     "no text encoder": (sd_unet() | VAE_SHAPES, "holds no CLIP-L text encoder"),
     "uneven UNet": (
         {k: v for k, v in (sd_unet() | clip()).items() if not k.startswith(UNET + "input_blocks.2.1.")},
-        "levels differ in their blocks",
+        "blocks differ within a level",
     ),
     "deep transformers": (
         sd_unet() | clip() | {UNET + "input_blocks.4.1.transformer_blocks.1.attn2.to_k.weight": (640, 768)},
-        "more than one transformer",
+        "blocks differ within a level",
     ),
 }
 
@@ -313,7 +324,7 @@ def test_a_vae_is_accepted_by_either_name(tmp_path: Path, prefix: str) -> None:
 
 def test_other_files_are_refused_as_a_vae(tmp_path: Path) -> None:
     sixteen = {"encoder.conv_in.weight": (128, 3, 3, 3), "decoder.conv_in.weight": (512, 16, 3, 3)}
-    with pytest.raises(FileError, match=r"flux\.safetensors is a VAE with 16 latent channels; SD 1\.x needs one with 4"):
+    with pytest.raises(FileError, match=r"flux\.safetensors is a VAE with 16 latent channels; SD 1\.x, SD 2\.x and SDXL need one with 4"):
         check_vae(checkpoint(tmp_path / "flux.safetensors", sixteen))
     for name, shapes in {"unet": sd_unet(), "half": {"decoder.conv_in.weight": (512, 4, 3, 3)}}.items():
         with pytest.raises(FileError, match=f"{name} is not a VAE"):

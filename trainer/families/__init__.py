@@ -1,4 +1,6 @@
 """Model families: how to tell, load, encode, predict and name. The rest of the trainer knows none of them by name."""
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..spec import Base
@@ -8,7 +10,16 @@ if TYPE_CHECKING:
 
 
 def load_family(base: Base) -> "Family":
-    """The family of the base. Loads the heavy libraries."""
-    from .sd import StableDiffusion1
+    """The family of the base. Loads the heavy libraries. Raises FileError or FamilyError as `describe_checkpoint` does."""
+    from .detect import Checkpoint, describe_checkpoint
+    from .sd1 import StableDiffusion1
+    from .sd2 import StableDiffusion2
+    from .sdxl import StableDiffusionXL
 
-    return StableDiffusion1(base)
+    checkpoint = describe_checkpoint(Path(base.checkpoint))
+    families: dict[str, Callable[[Base, Checkpoint], Family]] = {
+        "SD 1.x": StableDiffusion1,
+        "SD 2.x": StableDiffusion2,
+        "SDXL": StableDiffusionXL,
+    }
+    return families[checkpoint.family](base, checkpoint)

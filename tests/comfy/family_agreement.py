@@ -1,0 +1,114 @@
+"""Run in ComfyUI's folder: how far ComfyUI's model of a family and the trainer's are from each other, as JSON on the last line.
+
+    python family_agreement.py FAMILY FOLDER
+
+A checkpoint that ComfyUI itself recognises is written into FOLDER: text encoders of full size, a narrow UNet, random weights. Both sides then
+encode a caption and predict on the same noisy latents.
+"""
+import gc
+import json
+import sys
+from pathlib import Path
+
+import torch
+from comfy.cli_args import args
+from tiny_checkpoints import CLIP_L, OPEN_CLIP, XL_CLIP_L, XL_OPEN_CLIP, Plan, TextPlan, write_checkpoint
+
+from trainer.data.order import generator
+from trainer.families import load_family
+from trainer.families.detect import describe_checkpoint
+from trainer.families.protocol import Conditioning, Family
+from trainer.objective import add_noise
+from trainer.spec import Base
+
+# With a word that ends in an exclamation mark, which is what OpenCLIP pads with.
+CAPTION = "a red apple on a table, wow!"
+TIMESTEPS = (1, 500, 999)
+SIZES = (96, 160, 8, 16, 128, 64)
+_WIDE = (320, 320, 320, 320)
+_CLIP_L = (768, 12, 3072)
+PLANS = {
+    "SD 1.x": Plan((320, 320), (1, 1), 1, 1, 768, False, (TextPlan(CLIP_L, *_CLIP_L),)),
+    "SD 2.x v": Plan(_WIDE, (1, 1, 1, 0), 2, 1, 1024, True, (TextPlan(OPEN_CLIP, 1024, 24, 4096),), wide_bias=True),
+    # Segmind Vega's depths, by which ComfyUI knows it for an SDXL.
+    "SDXL": Plan((320, 640, 320), (0, 1, 2), 2, 0, 2048, True, (TextPlan(XL_CLIP_L, *_CLIP_L), TextPlan(XL_OPEN_CLIP, 1280, 32, 5120, True)), 2816),
+}
+
+
+def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def our_family(checkpoint: Path, tokenizer: Path) -> Family:
+    described = describe_checkpoint(checkpoint)
+    return load_family(
+        Base(
+            name=checkpoint.name,
+            checkpoint=str(checkpoint),
+            family=described.family,
+            tokenizer=str(tokenizer),
+            header_sha256=described.header.sha256,
+            size=0,
+            mtime_ns=0,
+        )
+    )
+
+
+def main(name: str, folder: Path) -> None:
+    # ComfyUI chooses its device and its dtypes when these are imported.
+    args.cpu = True
+    args.fp32_unet = True
+    import comfy.sd
+
+    checkpoint = folder / "family.safetensors"
+    write_checkpoint(checkpoint, PLANS[name])
+    cpu = torch.device("cpu")
+    family = our_family(checkpoint, Path(comfy.__path__[0], "sd1_tokenizer"))
+    with torch.inference_mode():
+        text = family.encode_text(family.load_text_parts(torch.float32, cpu), [CAPTION])
+        gc.collect()
+        unet = family.load_unet(torch.float32, cpu)
+        latents = torch.randn(1, 4, 16, 16, generator=generator(0, "latents"))
+        noise = torch.randn(1, 4, 16, 16, generator=generator(0, "noise"))
+        ours = [
+            family.predict(
+                unet,
+                add_noise(latents, noise, family.alphas_cumprod, torch.tensor([t])),
+                torch.tensor([t]),
+                Conditioning(text.hidden, text.pooled, torch.tensor([SIZES]) if family.uses_sizes else None),
+            )
+            for t in TIMESTEPS
+        ]
+        del unet
+        gc.collect()
+        model, clip, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False)
+        their_text, their_pooled = clip.encode_from_tokens(clip.tokenize(CAPTION), return_pooled=True)
+        theirs = [_their_prediction(model.model, latents, noise, t, text) for t in TIMESTEPS]
+    told = {
+        "comfyui": [type(model.model).__name__, model.model.model_type.name],
+        "trainer": [family.name, family.prediction],
+        "text": relative(text.hidden, their_text),
+        "pooled": None if text.pooled is None else relative(text.pooled, their_pooled),
+        "unet": [relative(a, b) for a, b in zip(ours, theirs, strict=True)],
+    }
+    print(json.dumps(told))
+
+
+def _their_prediction(model: object, latents: torch.Tensor, noise: torch.Tensor, timestep: int, text: Conditioning) -> torch.Tensor:
+    """What ComfyUI's UNet gives, taken from its denoised latents."""
+    sigma = model.model_sampling.sigma(torch.tensor([float(timestep)]))
+    x = latents + sigma * noise
+    added = {}
+    if text.pooled is not None:
+        height, width, top, left, target_height, target_width = SIZES
+        sizes = {"height": height, "width": width, "crop_h": top, "crop_w": left, "target_height": target_height, "target_width": target_width}
+        added["y"] = model.encode_adm(pooled_output=text.pooled, **sizes)
+    denoised = model.apply_model(x, sigma, c_crossattn=text.hidden, **added)
+    if model.model_type.name == "V_PREDICTION":
+        # denoised = x / (sigma^2 + 1) - v sigma / sqrt(sigma^2 + 1)
+        return (x / (sigma**2 + 1) - denoised) * (sigma**2 + 1).sqrt() / sigma
+    return (x - denoised) / sigma
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

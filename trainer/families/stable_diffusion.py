@@ -1,0 +1,80 @@
+"""What SD 1.x, SD 2.x and SDXL share (https://arxiv.org/abs/2112.10752): a UNet on latents of a VAE, and a noise schedule.
+
+Nothing is fetched: the configs are built from the header (`detect.UNetShape`), so distilled variants load too, and the tokenizer's vocabulary
+is a local folder. Parts are loaded one at a time, so that the text encoders and the VAE can go before the UNet comes.
+"""
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from ..options import Prediction
+from ..spec import Base
+from . import clip
+from .detect import Checkpoint
+from .protocol import Conditioning, TextPart
+from .unet import empty_unet, load_unet
+from .vae import decode_latents, encode_images, load_vae
+
+LATENT_FACTOR = 8
+TIMESTEPS = 1000
+
+
+class StableDiffusion:
+    """All but the text encoders, which every family has its own way with."""
+
+    name: str
+    timesteps = TIMESTEPS
+    latent_channels = 4
+    latent_factor = LATENT_FACTOR
+    latent_scale = 0.18215
+    uses_sizes = False
+
+    def __init__(self, base: Base, checkpoint: Checkpoint, prediction: Prediction = "epsilon", zero_terminal_snr: bool = False) -> None:
+        self.base = base
+        self.checkpoint = checkpoint
+        self.prediction: Prediction = prediction
+        self._schedule: dict[str, Any] = {
+            "num_train_timesteps": TIMESTEPS,
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "prediction_type": {"epsilon": "epsilon", "v": "v_prediction"}[prediction],
+            "rescale_betas_zero_snr": zero_terminal_snr,
+        }
+        self.alphas_cumprod: Tensor = DDPMScheduler(**self._schedule).alphas_cumprod
+
+    def empty_unet(self) -> UNet2DConditionModel:
+        """The UNet's layers on the meta device: names and shapes without weights."""
+        return empty_unet(self.checkpoint.unet)
+
+    def load_unet(self, dtype: torch.dtype, device: torch.device) -> UNet2DConditionModel:
+        """The UNet, frozen."""
+        return load_unet(self.base.checkpoint, self.checkpoint.unet, dtype, device, self.base.name)
+
+    def load_vae(self, device: torch.device) -> AutoencoderKL:
+        """The VAE, frozen, in fp32: in fp16 it makes NaN of some pictures."""
+        return load_vae(self.base, self.latent_scale, device)
+
+    def too_long(self, parts: list[TextPart], caption: str) -> bool:
+        """Whether the end of the caption would be cut off."""
+        return any(clip.too_long(part, caption) for part in parts)
+
+    def encode_images(self, vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+        """Scaled latents, (n, 4, h/8, w/8) in fp32, of `pixels` (n, 3, h, w) in [-1, 1]: the mean of the VAE's distribution."""
+        return encode_images(vae, pixels, self.latent_scale)
+
+    def decode_latents(self, vae: AutoencoderKL, latents: Tensor) -> Tensor:
+        """Pixels in [0, 1], (n, 3, h, w), of scaled latents."""
+        return decode_latents(vae, latents, self.latent_scale)
+
+    def predict(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The UNet's prediction, same shape as `noisy`."""
+        return unet(noisy, timesteps, encoder_hidden_states=conditioning.hidden, return_dict=False)[0]
+
+    def sampler(self, steps: int, device: torch.device) -> EulerDiscreteScheduler:
+        """Euler with the base's schedule, set to `steps`."""
+        scheduler = EulerDiscreteScheduler(**self._schedule, timestep_spacing="trailing")
+        scheduler.set_timesteps(steps, device=device)
+        return scheduler
