@@ -22,6 +22,7 @@ from .optim import restore, state_tensors
 from .typed import Model
 
 _PREFIX = "step-"
+_ASIDE = ".before"
 
 
 class StateError(RuntimeError):
@@ -60,7 +61,8 @@ def save_state(
     states = run / "state"
     final = states / f"{_PREFIX}{step:08d}"
     temporary = states / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left_by_a_kill in states.glob(f".{_PREFIX}*.tmp"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
     temporary.mkdir(parents=True)
     tensors, numbers = state_tensors(optimizer)
     files = {"adapter.safetensors": parameters, "optimizer.safetensors": tensors}
@@ -70,12 +72,24 @@ def save_state(
     manifest = _Manifest(step=step, draws=draws, scaler=scaler, optimizer=numbers, sha256=sums)
     write_bytes(temporary / "state.json", manifest.model_dump_json(indent=2).encode())
     _sync(temporary)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
+    _put_in_place(temporary, final)
     _sync(states)
     for old in [folder for folder in _folders(run) if folder != final][: -(keep - 1) or None]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Rename a whole new state, at every moment of which there is a whole one of its step if there was one before."""
+    if not final.is_dir():
+        os.replace(temporary, final)
+        return
+    # A folder cannot be replaced by a rename: the one before steps aside under a name that `latest_state` reads as well.
+    aside = final.with_name(final.name + _ASIDE)
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(final, aside)
+    os.replace(temporary, final)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def latest_state(run: Path) -> State | None:
@@ -109,7 +123,8 @@ def load_state(
 
 
 def _folders(run: Path) -> list[Path]:
-    return sorted((run / "state").glob(f"{_PREFIX}[0-9]*"))
+    folders = (run / "state").glob(f"{_PREFIX}[0-9]*")
+    return sorted(folders, key=lambda folder: (folder.stem, folder.suffix != _ASIDE))
 
 
 def _checked(folder: Path) -> _Manifest:

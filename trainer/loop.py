@@ -108,8 +108,11 @@ class Loop:
                 self._report(now - started)
                 last_report = now
             if pause and self.position.step > before and self.due(self.position.step):
-                # What happens between steps (pictures, saves) is not training time.
+                # What happens between steps (pictures, saves) is not training time. Losses are told before a state is saved: a run that goes
+                # on from it does not take their steps again.
                 paused = time.perf_counter()
+                if self._losses:
+                    self._report(paused - started)
                 self.after_step(self.position.step)
                 started += time.perf_counter() - paused
         self._settle(0)
