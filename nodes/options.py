@@ -201,7 +201,7 @@ class LoomObjective(io.ComfyNode):
                     "prediction",
                     options=list(get_args(Prediction)),
                     default="auto",
-                    tooltip="What the base predicts. auto: what its file shows.",
+                    tooltip="What the base predicts. auto: what its file shows, which for SD 1.x is always epsilon.",
                 ),
                 io.Boolean.Input(
                     "zero_terminal_snr", default=False, tooltip="Rescale the noise schedule so that the last timestep is pure noise. For v bases."
