@@ -61,14 +61,10 @@ def test_a_folder_that_is_none_of_ours_is_refused_when_it_is_queued(server: Serv
 
 
 def test_another_family_is_named(server: Server) -> None:
-    tensors = {
-        "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3),
-        "model.diffusion_model.label_emb.0.0.weight": torch.zeros(1280, 2816),
-        "conditioner.embedders.1.model.ln_final.weight": torch.zeros(1280),
-    }
-    save_file(tensors, server.base / "models" / "checkpoints" / "xl.safetensors")
-    message = server.fail(training_graph("x", checkpoint="xl.safetensors"))
-    assert "xl.safetensors is SDXL" in message
+    tensors = {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": torch.zeros(8, 8)}
+    save_file(tensors, server.base / "models" / "checkpoints" / "flux.safetensors")
+    message = server.fail(training_graph("x", checkpoint="flux.safetensors"))
+    assert "flux.safetensors is Flux. LoRA Loom trains on SD 1.x, SD 2.x and SDXL checkpoints" in message
 
 
 def test_a_web_page_saved_as_a_checkpoint_is_named(server: Server) -> None:
