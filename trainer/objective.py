@@ -4,33 +4,31 @@
 (channels, h, w), a batch has n of them.
 """
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .options import Objective, Prediction
+from .options import Objective, PredictionKind
 from .typed import SpecError
-
-PredictionKind = Literal["epsilon", "v"]
 
 _DEBIASED_SNR = (1e-3, 1e3)
 
 
-def prediction_kind(objective: Objective, base: Prediction) -> PredictionKind:
+def prediction_kind(objective: Objective, base: PredictionKind) -> PredictionKind:
     """What the model is taken to predict: the setting, or where it is auto what the `base` is known to give."""
-    chosen = base if objective.prediction == "auto" else objective.prediction
-    return "v" if chosen == "v" else "epsilon"
+    return base if objective.prediction == "auto" else objective.prediction
 
 
-def check(objective: Objective, prediction: PredictionKind, timesteps: int = 1000) -> None:
-    """Raise SpecError where the settings contradict one another, the base's `prediction` or its number of `timesteps`."""
-    if objective.zero_terminal_snr and prediction == "epsilon":
+def check(objective: Objective, prediction: PredictionKind, alphas_cumprod: Tensor) -> None:
+    """Raise SpecError where the settings contradict one another, the `prediction`, or the schedule (T,) of the base."""
+    timesteps = len(alphas_cumprod)
+    if prediction == "epsilon" and (objective.zero_terminal_snr or not alphas_cumprod[-1]):
+        whose = "objective.zero_terminal_snr" if objective.zero_terminal_snr else "the base's own schedule, which ends in pure noise,"
         raise SpecError(
-            "objective.zero_terminal_snr needs a base that predicts v, and this one predicts epsilon: at the last timestep its input would be "
-            "the very noise it has to predict, and it would learn nothing there. Turn zero_terminal_snr off, or set prediction to v if the "
-            "base is a v model."
+            f"{whose} needs a model that predicts v, and this one is to predict epsilon: at the last timestep its input would be the very "
+            "noise it has to predict, and it would learn nothing there. Turn zero_terminal_snr off, or set prediction to v if the base is a v "
+            "model."
         )
     if objective.loss != "l2" and objective.huber_schedule != "constant" and objective.huber_c > 1:
         raise SpecError(

@@ -17,20 +17,19 @@ from .typed import SpecError
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a class is, the package to install for it, what is set unless the user sets it, and whether it runs on the CPU."""
+    """Where a class is, the package to install for it, and what is set unless the user sets it."""
 
     module: str
     name: str
     package: str = ""
     defaults: dict[str, Any] = field(default_factory=dict)
-    on_cpu: bool = True
 
 
 _ADAM = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
 _ENTRIES: dict[OptimizerName, _Entry] = {
     # Fused: one kernel for all tensors, and a bad step is left out without a wait for the device. https://arxiv.org/abs/1711.05101
     "adamw": _Entry("torch.optim", "AdamW", defaults={**_ADAM, "fused": True}),
-    "adamw8bit": _Entry("bitsandbytes.optim", "AdamW8bit", "bitsandbytes", _ADAM, on_cpu=False),  # https://arxiv.org/abs/2110.02861
+    "adamw8bit": _Entry("bitsandbytes.optim", "AdamW8bit", "bitsandbytes", _ADAM),  # https://arxiv.org/abs/2110.02861
     # Its own relative step and scaling would leave learning_rate and schedule without effect. https://arxiv.org/abs/1804.04235
     "adafactor": _Entry("transformers", "Adafactor", defaults={"relative_step": False, "scale_parameter": False}),
     "lion": _Entry("lion_pytorch", "Lion", "lion-pytorch"),  # https://arxiv.org/abs/2302.06675
@@ -53,8 +52,6 @@ def check(options: OptimizerOptions) -> None:
     The values are tried on a small matrix and a vector on the CPU, since several classes look at them in their first step only.
     """
     constructor, arguments = _chosen(options)
-    if not _ENTRIES[options.name].on_cpu:
-        return
     parameters = [nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))]
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
@@ -145,15 +142,18 @@ def in_use(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 def state_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Any]:
     """Everything the optimiser remembers: tensors by `<index>.<name>`, and the rest as JSON data, whose floats come back to the bit.
 
-    The name of what lies in a dictionary of the state is its path, with slashes: bitsandbytes wraps its quantised tensors so.
+    The name of what lies in a dictionary of the state is its path, with slashes: bitsandbytes wraps its quantised tensors so. Its tables are
+    one tensor for all parameters; each gets one of its own here, since a .safetensors file holds no tensor twice.
     """
     whole = optimizer.state_dict()
+    memory: set[int] = set()
     tensors: dict[str, Tensor] = {}
     rest: dict[str, dict[str, Any]] = {}
     for index, entry in whole["state"].items():
         for path, value in _flat(entry):
             if isinstance(value, Tensor):
-                tensors[f"{index}.{path}"] = value
+                tensors[f"{index}.{path}"] = value.clone() if value.data_ptr() in memory else value
+                memory.add(value.data_ptr())
             else:
                 rest.setdefault(str(index), {})[path] = _encoded(value)
     groups = [{name: _encoded(value) for name, value in group.items() if name != "params"} for group in whole["param_groups"]]

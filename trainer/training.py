@@ -21,11 +21,11 @@ from .families.protocol import Conditioning
 from .history import history, read_events
 from .loop import Loop, Position, TrainingError
 from .methods import lora
-from .methods.targets import plan
 from .objective import check, prediction_kind
 from .optim import build, in_use
 from .plot import save_loss
 from .precision import accelerator, choose
+from .room import check_disk
 from .sampling import draw, save_png
 from .schedule import factor
 from .spec import Dataset, TrainLoRASpec
@@ -49,8 +49,9 @@ class LoRATraining:
         self.formats = choose(spec.precision, torch.cuda.is_available())
         self.accelerator = accelerator(self.formats)
         self.family = load_family(spec.base)
-        check(spec.objective, prediction_kind(spec.objective, self.family.prediction), self.family.timesteps)
-        plan(self.family.empty_unet(), spec.network)  # what cannot be adapted is told before pictures are encoded
+        check(spec.objective, prediction_kind(spec.objective, self.family.prediction), self.family.alphas_cumprod)
+        # What cannot be adapted, or does not fit on the disk, is told before pictures are encoded.
+        check_disk(spec, folder, sum(parameter.numel() for parameter in lora.inject(self.family.empty_unet(), spec.network, spec.seed)))
         self.state: State | None = latest_state(folder)
 
     def run(self) -> bool:
@@ -111,9 +112,11 @@ class LoRATraining:
         """The weights as they are given out: the average where there is one, schedule-free's own point; afterwards as they were."""
         was_training = self.unet.training
         self.unet.eval()
-        with in_use(self.optimizer.optimizer), self.ema.swapped() if self.ema else contextlib.nullcontext():
-            yield
-        self.unet.train(was_training)
+        try:
+            with in_use(self.optimizer.optimizer), self.ema.swapped() if self.ema else contextlib.nullcontext():
+                yield
+        finally:
+            self.unet.train(was_training)
 
     def _encode(self) -> tuple[Encoded, Encoded | None, Conditioning]:
         """The data to train on, the held-out data, and the text of the sample prompts with the negative prompt first."""
@@ -169,7 +172,7 @@ class LoRATraining:
         for index, prompt in enumerate(sampling.prompts):
             self.channel.emit(Phase(name="drawing samples", done=index, total=len(sampling.prompts), detail=prompt))
             text = self.prompts.rows(torch.tensor([0, index + 1]))
-            latents = draw(self.family, self.denoising, text, sampling, index, self.channel.stop_requested)
+            latents = draw(self.denoising, text, sampling, index, self.channel.stop_requested)
             if latents is None:
                 return
             pixels = self.family.decode_latents(self.vae.to(device), latents)[0]

@@ -312,7 +312,7 @@ def test_auto_is_what_the_base_gives_and_a_setting_is_stronger() -> None:
 )
 def test_settings_that_contradict_one_another_are_refused_by_name(settings: Objective, kind: str, named: str) -> None:
     with pytest.raises(SpecError, match=named):
-        objective.check(settings, kind, timesteps=900)
+        objective.check(settings, kind, torch.linspace(0.99, 0.01, 900))
 
 
 @pytest.mark.parametrize(
@@ -324,4 +324,11 @@ def test_settings_that_contradict_one_another_are_refused_by_name(settings: Obje
     ],
 )
 def test_settings_that_go_together_are_not_refused(settings: Objective, kind: str) -> None:
-    objective.check(settings, kind, timesteps=900)
+    objective.check(settings, kind, torch.linspace(0.99, 0.01, 900))
+
+
+def test_a_base_on_a_schedule_that_ends_in_pure_noise_cannot_be_trained_on_epsilon() -> None:
+    ending = objective.rescale_zero_terminal_snr(torch.linspace(0.99, 0.01, 1000))
+    objective.check(DEFAULT, "v", ending)
+    with pytest.raises(SpecError, match="ends in pure noise"):
+        objective.check(DEFAULT, "epsilon", ending)

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from trainer.events import Failed, Finished, Progress, Stop, parse_command, parse_event
-from trainer.spec import RUN_ID_PATTERN, CaptionSpec, SpecError, TrainLoRASpec, explain, fingerprint, read_spec, run_id
+from trainer.spec import RUN_ID_PATTERN, CaptionSpec, TrainLoRASpec, fingerprint, read_spec, run_id
+from trainer.typed import SpecError, explain
 
 IMAGE: dict[str, Any] = {"path": "/data/food/a.png", "sha256": "aa", "caption": "a bun", "repeats": 2}
 BASE: dict[str, Any] = {
@@ -96,7 +97,7 @@ def test_good_names(name: str) -> None:
 
 def test_specs_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
-        train().steps = 5  # type: ignore[misc]
+        train().steps = 5
 
 
 def test_where_the_dataset_lies_does_not_matter() -> None:
