@@ -96,7 +96,7 @@ class Server:
     def queue(self, prompt: dict[str, Any], client: str = "") -> str:
         """Queue a graph in API format; gives its id. `client`: the websocket that is told of it."""
         body = {"prompt": prompt, **({"client_id": client} if client else {})}
-        return self.post("/prompt", body)["prompt_id"]  # type: ignore[no-any-return]
+        return self.post("/prompt", body)["prompt_id"]
 
     async def follow(self, prompt: dict[str, Any], client: str = "lora-loom-demo") -> AsyncIterator[dict[str, Any]]:
         """Queue a graph and give what `/ws` says, as {type, data}, until the graph is done; pictures are left out.
@@ -121,7 +121,7 @@ class Server:
         while time.monotonic() < deadline:
             entry = self.get(f"/history/{prompt_id}").get(prompt_id)
             if entry:
-                return entry  # type: ignore[no-any-return]
+                return entry
             time.sleep(0.2)
         raise TimeoutError(f"prompt not done in {timeout} s; server log:\n{self.last_words()}")
 
@@ -130,7 +130,7 @@ class Server:
         entry = self.wait(self.queue(prompt), timeout)
         if entry["status"]["status_str"] != "success":
             raise RuntimeError(error_of(entry))
-        return entry["outputs"]  # type: ignore[no-any-return]
+        return entry["outputs"]
 
     def file(self, saved: dict[str, str]) -> Path:
         """The path of a picture as the history names it."""

@@ -177,7 +177,7 @@ def _draw(server: Server, material: Material, adapter: str, out: Path) -> dict[s
 
 
 def _workflow(name: str) -> Graph:
-    return json.loads((PACK / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    return json.loads((PACK / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _only(graph: Graph, class_type: str) -> tuple[str, dict[str, Any]]:

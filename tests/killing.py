@@ -15,9 +15,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
-from mini_base.build import name_seeded_clip_l, trained_unet
-from safetensors.torch import save_file
 
 PACK = Path(__file__).resolve().parents[1]
 KILLED = -signal.SIGKILL
@@ -35,7 +32,7 @@ class Nursery:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._process.stdin.close()  # type: ignore[union-attr]
+        self._process.stdin.close()
         self._process.wait(60)
 
     def attempt(self, folder: Path, seconds: float | None = None, change: int | None = None, later: float = 0.0) -> tuple[int, list[str], float]:
@@ -44,9 +41,9 @@ class Nursery:
         Killed `seconds` after its start, or `later` seconds after it is about to make change number `change` (from 0), if it gets there.
         """
         request = {"folder": str(folder), "seconds": seconds, "change": change, "later": later}
-        self._process.stdin.write(json.dumps(request) + "\n")  # type: ignore[union-attr]
-        self._process.stdin.flush()  # type: ignore[union-attr]
-        answer = self._process.stdout.readline()  # type: ignore[union-attr]
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
         assert answer, f"the process that starts attempts ended with {self._process.wait(10)}"
         code, changes, taken = json.loads(answer)
         return code, changes, taken
@@ -122,23 +119,6 @@ def _count_changes(request: dict[str, Any], log: int) -> None:
         os.write(log, f"{event} {os.path.basename(name)}\n".encode())
 
     sys.addaudithook(hook)
-
-
-def build_small_base(path: Path) -> None:
-    """A checkpoint that loads and trains as fast as possible: the mini base's UNet, one layer of its text encoder, a VAE of a few channels."""
-    text = {name: tensor for name, tensor in name_seeded_clip_l().items() if ".layers." not in name or ".layers.0." in name}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        vae = AutoencoderKL(
-            block_out_channels=(32,) * 4,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            latent_channels=4,
-        ).state_dict()
-    unet = trained_unet(PACK / "demo" / "mini_base" / "unet_int8.safetensors")
-    parts = {"model.diffusion_model.": unet, "cond_stage_model.transformer.": text, "first_stage_model.": vae}
-    save_file({prefix + name: tensor.half().contiguous() for prefix, part in parts.items() for name, tensor in part.items()}, path)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """The server that the tests talk to, and the graphs that they queue."""
+import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -7,7 +10,7 @@ from typing import Any
 import comfy_server
 from comfy_server import PACK, Refused, error_of
 
-__all__ = ["PACK", "Refused", "Server", "comfyui", "drawing_graph", "error_of", "node", "training_graph"]
+__all__ = ["PACK", "Refused", "Server", "comfyui", "drawing_graph", "error_of", "node", "told_in_comfyui", "training_graph"]
 
 
 def comfyui() -> Path:
@@ -16,6 +19,23 @@ def comfyui() -> Path:
     if not folder or not Path(folder, "main.py").is_file():
         raise RuntimeError("LORA_LOOM_COMFYUI must name a ComfyUI folder: run the tests through `nox -s tests`, which makes one")
     return Path(folder)
+
+
+def told_in_comfyui(script: str, *arguments: str | Path, timeout: float = 300) -> dict[str, Any]:
+    """Run tests/comfy/`script` in ComfyUI's folder, with the trainer and tests' helpers to import; the JSON of its last line."""
+    paths = [comfyui(), PACK, PACK / "tests"]
+    done = subprocess.run(
+        [sys.executable, str(PACK / "tests" / "comfy" / script), *map(str, arguments)],
+        cwd=comfyui(),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "lora key not loaded" not in done.stderr + done.stdout
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
 
 
 class Server(comfy_server.Server):

@@ -9,8 +9,8 @@ from .data.encode import Encoded
 from .data.order import batch_indices, generator
 from .families.protocol import Conditioning, Family
 from .noise import draw
-from .objective import PredictionKind, add_noise, denoising_loss, prediction_kind, rescale_zero_terminal_snr, velocity
-from .options import Objective
+from .objective import add_noise, denoising_loss, prediction_kind, rescale_zero_terminal_snr, velocity
+from .options import Objective, PredictionKind
 
 
 @dataclass
@@ -87,5 +87,3 @@ class Denoising:
 def _to(tensor: Tensor, device: torch.device) -> Tensor:
     # Pinned memory lets the copy run beside the kernels; the CPU needs neither.
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-

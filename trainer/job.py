@@ -10,7 +10,6 @@ from .channel import Channel
 from .events import ExitCode, Failed, Finished, Phase, Started
 from .families.detect import FamilyError, check_vae, describe_checkpoint
 from .optim import check
-from .room import check_disk
 from .spec import CaptionSpec, TrainLoRASpec, read_spec
 from .typed import SpecError
 
@@ -38,12 +37,11 @@ def run_job(folder: Path) -> ExitCode:
 
 def _train(spec: TrainLoRASpec, folder: Path, channel: Channel) -> bool:
     try:
-        checkpoint = describe_checkpoint(Path(spec.base.checkpoint))
+        describe_checkpoint(Path(spec.base.checkpoint))
         if spec.base.vae:
             check_vae(Path(spec.base.vae))
     except FileError as error:
         raise SpecError(str(error)) from error
-    check_disk(spec, folder, checkpoint.unet)
     check(spec.optimizer)
     # Seconds of imports: after the checks, so that a wrong spec is answered at once.
     channel.emit(Phase(name="loading libraries"))

@@ -3,10 +3,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from .ema import Ema
@@ -67,7 +67,7 @@ class Loop:
     loss_of: Callable[[int], Tensor]
     names_of: Callable[[int], list[str]]
     parameters: list[nn.Parameter]
-    optimizer: torch.optim.Optimizer
+    optimizer: AcceleratedOptimizer
     accelerator: Accelerator
     learning_rate: Callable[[int], float]
     emit: Callable[[Event], None]
@@ -86,7 +86,7 @@ class Loop:
         self._losses: list[float] = []
         self._steps_timed = 0
         self._left_out_in_a_row = 0
-        inner: Any = getattr(self.optimizer, "optimizer", self.optimizer)
+        inner = self.optimizer.optimizer
         # Under fp16 the scaler keeps a bad step from being taken; elsewhere the optimiser itself, if it can, without being waited for.
         self._guarded = self.accelerator.scaler is None and supports_found_inf(inner)
         self._inner = inner

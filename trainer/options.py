@@ -13,6 +13,7 @@ OptimizerName = Literal[
     "adamw", "adamw8bit", "adafactor", "lion", "prodigy", "adamw_schedule_free", "came", "sgd", "radam", "nadam", "rmsprop", "adagrad"
 ]
 Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+PredictionKind = Literal["epsilon", "v"]
 Prediction = Literal["auto", "epsilon", "v"]
 Weighting = Literal["none", "min_snr", "debiased"]
 Loss = Literal["l2", "huber", "smooth_l1"]

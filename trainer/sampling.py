@@ -3,42 +3,28 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import EulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor
 
 from .data.order import generator
 from .denoising import Denoising
-from .families.protocol import Conditioning, Family
+from .families.protocol import Conditioning
 from .options import Sampling
 
 
-def draw(
-    family: Family,
-    model: Denoising,
-    text: Conditioning,
-    sampling: Sampling,
-    index: int,
-    should_stop: Callable[[], bool],
-) -> Tensor | None:
+def draw(model: Denoising, text: Conditioning, sampling: Sampling, index: int, should_stop: Callable[[], bool]) -> Tensor | None:
     """Scaled latents (1, channels, h/8, w/8) for one prompt, with classifier-free guidance (https://arxiv.org/abs/2207.12598).
 
     `text`: two rows, the negative prompt and the prompt. Prompt `index` has its own noise, the same at every step of the training, so that
     pictures of different steps can be compared. None if `should_stop` said so on the way: a picture must not delay a stop.
     """
-    device = model.device
-    config = family.sampler(sampling.steps, device).config
-    scheduler = EulerDiscreteScheduler.from_config(
-        config,
-        prediction_type={"epsilon": "epsilon", "v": "v_prediction"}[model.prediction],
-        rescale_betas_zero_snr=model.objective.zero_terminal_snr or config.rescale_betas_zero_snr,
-    )
-    scheduler.set_timesteps(sampling.steps, device=device)
+    family, device = model.family, model.device
+    scheduler = family.sampler(sampling.steps, device, model.prediction, model.objective.zero_terminal_snr)
     shape = (1, family.latent_channels, sampling.height // family.latent_factor, sampling.width // family.latent_factor)
     latents = torch.randn(shape, generator=generator(sampling.seed, "sample", index)).to(device) * scheduler.init_noise_sigma
     size = (sampling.height, sampling.width)
     sizes = torch.tensor([[*size, 0, 0, *size]] * 2) if family.uses_sizes else None
-    conditioning = Conditioning(text.hidden, text.pooled, sizes).to(device)
+    conditioning = Conditioning(text.hidden, text.pooled, sizes).map(lambda tensor: tensor.to(device))
     with torch.inference_mode():
         for timestep in scheduler.timesteps:
             if should_stop():

@@ -3,7 +3,8 @@
     python family_agreement.py FAMILY FOLDER
 
 A checkpoint that ComfyUI itself recognises is written into FOLDER: text encoders of full size, a narrow UNet, random weights. Both sides then
-encode a caption and predict on the same noisy latents.
+encode a caption and predict on the same noisy latents, without and with an adapter of random weights in every layer, which ComfyUI reads from the
+file that the trainer writes.
 """
 import gc
 import json
@@ -14,11 +15,14 @@ import torch
 from comfy.cli_args import args
 from tiny_checkpoints import CLIP_L, OPEN_CLIP, XL_CLIP_L, XL_OPEN_CLIP, Plan, TextPlan, write_checkpoint
 
+from trainer.adapters.files import write_safetensors
 from trainer.data.order import generator
 from trainer.families import load_family
 from trainer.families.detect import describe_checkpoint
 from trainer.families.protocol import Conditioning, Family
+from trainer.methods import lora
 from trainer.objective import add_noise
+from trainer.options import Network
 from trainer.spec import Base
 
 # With a word that ends in an exclamation mark, which is what OpenCLIP pads with.
@@ -59,6 +63,7 @@ def main(name: str, folder: Path) -> None:
     args.cpu = True
     args.fp32_unet = True
     import comfy.sd
+    import comfy.utils
 
     checkpoint = folder / "family.safetensors"
     write_checkpoint(checkpoint, PLANS[name])
@@ -70,28 +75,46 @@ def main(name: str, folder: Path) -> None:
         unet = family.load_unet(torch.float32, cpu)
         latents = torch.randn(1, 4, 16, 16, generator=generator(0, "latents"))
         noise = torch.randn(1, 4, 16, 16, generator=generator(0, "noise"))
-        ours = [
-            family.predict(
-                unet,
-                add_noise(latents, noise, family.alphas_cumprod, torch.tensor([t])),
-                torch.tensor([t]),
-                Conditioning(text.hidden, text.pooled, torch.tensor([SIZES]) if family.uses_sizes else None),
-            )
-            for t in TIMESTEPS
-        ]
+        conditioning = Conditioning(text.hidden, text.pooled, torch.tensor([SIZES]) if family.uses_sizes else None)
+
+        def predictions(unet: torch.nn.Module) -> list[torch.Tensor]:
+            noisy = [add_noise(latents, noise, family.alphas_cumprod, torch.tensor([t])) for t in TIMESTEPS]
+            return [family.predict(unet, x, torch.tensor([t]), conditioning) for x, t in zip(noisy, TIMESTEPS, strict=True)]
+
+        ours = predictions(unet)
+        tensors = random_adapter(unet)
+        ours_adapted = predictions(unet)
+        write_safetensors(folder / "adapter.safetensors", tensors)
         del unet
         gc.collect()
         model, clip, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False)
         their_text, their_pooled = clip.encode_from_tokens(clip.tokenize(CAPTION), return_pooled=True)
+        adapted, _ = comfy.sd.load_lora_for_models(model, clip, comfy.utils.load_torch_file(str(folder / "adapter.safetensors")), 1.0, 1.0)
         theirs = [_their_prediction(model.model, latents, noise, t, text) for t in TIMESTEPS]
+        adapted.patch_model(device_to=cpu)
+        theirs_adapted = [_their_prediction(adapted.model, latents, noise, t, text) for t in TIMESTEPS]
     told = {
         "comfyui": [type(model.model).__name__, model.model.model_type.name],
         "trainer": [family.name, family.prediction],
         "text": relative(text.hidden, their_text),
         "pooled": None if text.pooled is None else relative(text.pooled, their_pooled),
         "unet": [relative(a, b) for a, b in zip(ours, theirs, strict=True)],
+        "adapted": [relative(a, b) for a, b in zip(ours_adapted, theirs_adapted, strict=True)],
+        "delta": [relative(a, b) for a, b in zip(theirs, theirs_adapted, strict=True)],
+        "layers": len(tensors) // 3,
+        "patched": len(adapted.patches),
     }
     print(json.dumps(told))
+
+
+def random_adapter(unet: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Put a LoRA with a delta in every layer into `unet`; the tensors of its file."""
+    # alpha is not rank, so that a scale that is forgotten shows.
+    network = Network(rank=4, alpha=3.0)
+    for number, parameter in enumerate(lora.inject(unet, network, seed=0)):
+        noise = torch.randn(parameter.shape, generator=generator(0, "delta", number)) * 0.1
+        parameter.data = noise.half().float()  # as the file stores it
+    return lora.adapter_tensors(unet, network)
 
 
 def _their_prediction(model: object, latents: torch.Tensor, noise: torch.Tensor, timestep: int, text: Conditioning) -> torch.Tensor:

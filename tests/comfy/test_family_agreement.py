@@ -1,12 +1,8 @@
-"""ComfyUI and the trainer take a checkpoint for the same family, and its parts give the same."""
-import json
-import os
-import subprocess
-import sys
+"""ComfyUI and the trainer take a checkpoint for the same family, and its parts and an adapter of it give the same."""
 from pathlib import Path
 
 import pytest
-from loom_server import PACK, comfyui
+from loom_server import told_in_comfyui
 
 FOUND = {
     "SD 1.x": (["BaseModel", "EPS"], ["SD 1.x", "epsilon"]),
@@ -17,21 +13,16 @@ FOUND = {
 
 @pytest.mark.parametrize("family", FOUND)
 def test_comfyui_and_the_trainer_agree_on_a_family(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("family_agreement.py")), family, str(tmp_path)],
-        cwd=comfyui(),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(comfyui()), str(PACK), str(PACK / "tests")])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    (tmp_path / "family.safetensors").unlink(missing_ok=True)  # gigabytes that pytest would keep for three runs
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = told_in_comfyui("family_agreement.py", family, tmp_path)
+    (tmp_path / "family.safetensors").unlink()  # gigabytes that pytest would keep for three runs
     with capsys.disabled():
-        print(f"\n{family}: differ by {max(told['unet']):.1e} in the prediction, {told['text']:.1e} in text embeddings, {told['pooled']} pooled")
+        worst = max(*told["unet"], *told["adapted"])
+        print(f"\n{family}: differ by {worst:.1e} in the prediction, {told['text']:.1e} in text embeddings, {told['pooled']} pooled")
     assert (told["comfyui"], told["trainer"]) == FOUND[family]
     assert told["text"] < 1e-4
     assert (told["pooled"] is None) == (family != "SDXL")
     assert told["pooled"] is None or told["pooled"] < 1e-4
     assert max(told["unet"]) < 1e-4
+    assert told["patched"] == told["layers"]
+    assert max(told["adapted"]) < 1e-4
+    assert min(told["delta"]) > 1e-2, "the adapter is too weak to show whether it was applied"

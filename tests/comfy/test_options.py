@@ -22,11 +22,11 @@ NETWORK = {
 }
 
 
-def graph(name: str, *, optimizer: dict = {}, objective: dict = {}, network: dict = {}, **numbers: object) -> dict:  # noqa: B006 - only read
+def graph(name: str, *, optimizer: dict | None = None, objective: dict | None = None, network: dict | None = None, **numbers: object) -> dict:
     found = training_graph(name, **numbers)
-    found["optimizer"] = node("LoomOptimizer", **{**OPTIMIZER, **optimizer}, options=["sampling", 0])
-    found["objective"] = node("LoomObjective", **{**OBJECTIVE, **objective}, options=["optimizer", 0])
-    found["network"] = node("LoomNetwork", **{**NETWORK, **network}, options=["objective", 0])
+    found["optimizer"] = node("LoomOptimizer", **{**OPTIMIZER, **(optimizer or {})}, options=["sampling", 0])
+    found["objective"] = node("LoomObjective", **{**OBJECTIVE, **(objective or {})}, options=["optimizer", 0])
+    found["network"] = node("LoomNetwork", **{**NETWORK, **(network or {})}, options=["objective", 0])
     found["train"]["inputs"]["options"] = ["network", 0]
     return found
 
@@ -76,6 +76,16 @@ def test_states_are_kept_and_held_out_pictures_looked_at_as_often_as_asked(serve
     assert sorted(folder.name for folder in states.iterdir()) == ["step-00000008", "step-00000010", "step-00000011"]
 
 
+def test_states_are_saved_by_the_clock(server: Server) -> None:
+    asked = graph("clocked", steps=20)
+    asked["clocked"] = node("LoomCheckpointing", every_steps=0, every_minutes=0.005, keep_last=100, validate_every_steps=0, options=["network", 0])
+    asked["train"]["inputs"]["options"] = ["clocked", 0]
+    run = server.run(asked)["train"]["lora_loom"][0]["run"]
+    states = sorted((server.base / "output" / "lora_loom" / "runs" / run / "state").iterdir())
+    assert states[-1].name == "step-00000020"
+    assert 2 <= len(states) < 20, "0.3 s are several steps here and not the whole training"
+
+
 def test_options_that_are_set_to_their_defaults_train_what_no_options_train(server: Server) -> None:
     server.run(training_graph("without", steps=3))
     server.run(graph("with", steps=3))
@@ -96,7 +106,6 @@ def test_a_group_that_is_chained_twice_is_refused(server: Server) -> None:
 @pytest.mark.parametrize(
     ("groups", "says"),
     [
-        ({"optimizer": {"name": "adamw8bit"}}, "pip install bitsandbytes"),
         ({"optimizer": {"arguments": '{"wieght_decay": 1}'}}, "wieght_decay"),
         ({"objective": {"timestep_min": 500, "timestep_max": 400}}, "timestep_min 500 is not below timestep_max 400"),
         ({"objective": {"zero_terminal_snr": True}}, "zero_terminal_snr"),

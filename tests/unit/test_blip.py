@@ -20,7 +20,8 @@ from transformers import BlipProcessor
 from trainer.captioning.blip import BlipCaptioner, on_white, precision_on, run_captioning, without_prompt
 from trainer.captioning.folder import check_captioner
 from trainer.events import Caption, Event, Phase, Warned
-from trainer.spec import CaptionSpec, Dataset, DatasetImage, SpecError
+from trainer.spec import CaptionSpec, Dataset, DatasetImage
+from trainer.typed import SpecError
 
 
 @pytest.fixture(scope="module")

@@ -143,7 +143,7 @@ def test_every_part_loads_and_predicts(checkpoint: tuple[str, Path]) -> None:
     assert first.isfinite().all()
     assert not torch.equal(first, swapped)
 
-    scheduler = family.sampler(4, CPU)
+    scheduler = family.sampler(4, CPU, family.prediction, False)
     assert len(scheduler.timesteps) == 4
     assert scheduler.config.prediction_type == {"epsilon": "epsilon", "v": "v_prediction"}[family.prediction]
     assert family.alphas_cumprod.shape == (1000,)
@@ -170,7 +170,7 @@ def test_sdxl_predicts_v_where_the_file_says_so(tmp_path: Path) -> None:
     plain = tmp_path / "tiny.safetensors"
     tiny_checkpoint(plain, "SDXL")
     v = family_of(edited(plain, tmp_path / "v.safetensors", {"v_pred": torch.tensor([])}))
-    assert (v.prediction, v.sampler(2, CPU).config.prediction_type) == ("v", "v_prediction")
+    assert (v.prediction, v.sampler(2, CPU, "v", False).config.prediction_type) == ("v", "v_prediction")
     assert v.alphas_cumprod[-1] > 0
     terminal = family_of(edited(plain, tmp_path / "z.safetensors", {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}))
     assert (terminal.prediction, float(terminal.alphas_cumprod[-1])) == ("v", 0.0)

@@ -13,9 +13,10 @@ import pytest
 if sys.platform == "win32":
     pytest.skip("a process cannot be forked on Windows", allow_module_level=True)
 
-from killing import KILLED, PACK, Nursery, build_small_base
+from killing import KILLED, PACK, Nursery
 from loom_server import comfyui
 from PIL import Image
+from tiny_checkpoints import tiny_checkpoint
 
 from trainer.checkpoint import latest_state
 from trainer.events import Checkpoint, Finished, Started
@@ -51,8 +52,8 @@ def output(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     place = tmp_path_factory.mktemp("kill")
-    base = place / "small.safetensors"
-    build_small_base(base)
+    base = place / "tiny.safetensors"
+    tiny_checkpoint(base, "SD 1.x")
 
     def dataset(*names: str) -> dict[str, Any]:
         images = []
@@ -77,10 +78,10 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
         },
         "dataset": dataset("lemon", "banana", "bread"),
         "validation": dataset("carrot"),
-        "network": {"rank": 2, "alpha": 2.0},
+        "network": {"rank": 2, "alpha": 2.0, "dropout": 0.2},
         "steps": STEPS,
         "learning_rate": 1e-3,
-        "optimizer": {"schedule": "cosine", "ema_decay": 0.9},
+        "optimizer": {"schedule": "cosine", "ema_decay": 0.9, "gradient_accumulation_steps": 2},
         "checkpointing": {"every_steps": EVERY, "keep_last": KEEP},
     }
     with Nursery() as nursery:

@@ -57,7 +57,7 @@ def looped(
             "after_step": lambda step: None,
             "total": steps,
             **settings,
-        }  # type: ignore[arg-type]
+        }
     )
     return loop, told
 

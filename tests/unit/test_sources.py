@@ -24,7 +24,7 @@ def captions(dataset: Dataset) -> dict[str, str | None]:
 
 def refusal(folder: Path, **options: object) -> str:
     with pytest.raises(DatasetError) as caught:
-        scan_folder(folder, "things", **options)  # type: ignore[arg-type]
+        scan_folder(folder, "things", **options)
     return str(caught.value)
 
 
@@ -263,7 +263,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_the_signature_follows_pictures_and_captions(signed: Path, change) -> None:  # type: ignore[no-untyped-def]
+def test_the_signature_follows_pictures_and_captions(signed: Path, change) -> None:
     before = signature(signed)
     change(signed)
     assert signature(signed) != before

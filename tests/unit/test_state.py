@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from small import Small
 
 from trainer.checkpoint import StateError, latest_state, load_state, save_state
 from trainer.data.order import batch_indices, generator
@@ -33,33 +34,13 @@ def test_the_order_is_that_of_seed_and_step_and_passes_differ() -> None:
 
 def test_generator_streams_differ_by_seed_and_name() -> None:
     def draw(*names: str | int) -> tuple[float, ...]:
-        return tuple(torch.randn(8, generator=generator(*names)).tolist())  # type: ignore[arg-type]
+        return tuple(torch.randn(8, generator=generator(*names)).tolist())
 
     keys = [(0, "noise", 1), (0, "noise", 2), (1, "noise", 1), (0, "timesteps", 1), (0, "noise"), (0, "noise1"), (0, "noise", 11), (0, "noise", 1, 1)]
     assert len({draw(*key) for key in keys}) == len(keys)
     torch.manual_seed(3)
     assert [draw(*key) for key in keys] == [draw(*key) for key in keys]
     assert draw(2**64 - 1, "noise") != draw(0, "noise")
-
-
-class Small:
-    """A real optimiser on a real model, a few numbers large."""
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.05)
-        self.parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-
-    def train(self, first: int, last: int) -> None:
-        for step in range(first, last):
-            self.optimizer.zero_grad()
-            x = torch.randn(5, 3, generator=generator(0, "x", step))
-            self.model(x).pow(2).mean().backward()
-            self.optimizer.step()
-
-    def save(self, run: Path, step: int, scaler: dict[str, float] | None = None) -> Path:
-        return save_state(run, step, step + 1, self.parameters, self.optimizer, scaler)
 
 
 def names(run: Path) -> list[str]:
@@ -87,7 +68,7 @@ def test_the_average_is_kept(tmp_path: Path) -> None:
         small.train(step, step + 1)
         ema.update(step)
     save_state(tmp_path, 5, 5, small.parameters, small.optimizer, None, ema)
-    load_state(latest_state(tmp_path), other.parameters, other.optimizer, None, fresh)  # type: ignore[arg-type]
+    load_state(latest_state(tmp_path), other.parameters, other.optimizer, None, fresh)
     assert all(torch.equal(a, b) for a, b in zip(ema.tensors(), fresh.tensors(), strict=True))
     with fresh.swapped():
         assert not torch.equal(other.parameters["0.weight"], small.parameters["0.weight"])
@@ -100,7 +81,7 @@ def test_as_many_states_are_kept_as_are_asked_for(tmp_path: Path) -> None:
         for step in range(1, 6):
             save_state(tmp_path, 10 * keep + step, step, small.parameters, small.optimizer, None, keep=keep)
         assert len(names(tmp_path)) == left
-        assert latest_state(tmp_path).step == 10 * keep + 5  # type: ignore[union-attr]
+        assert latest_state(tmp_path).step == 10 * keep + 5
 
 
 def test_the_scaler_is_kept(tmp_path: Path) -> None:
@@ -108,7 +89,7 @@ def test_the_scaler_is_kept(tmp_path: Path) -> None:
     small.train(0, 1)
     saved = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=7)
     small.save(tmp_path, 1, saved.state_dict())
-    load_state(latest_state(tmp_path), small.parameters, small.optimizer, scaler)  # type: ignore[arg-type]
+    load_state(latest_state(tmp_path), small.parameters, small.optimizer, scaler)
     assert scaler.state_dict() == saved.state_dict()
 
 
@@ -119,7 +100,7 @@ def test_older_states_are_removed(tmp_path: Path) -> None:
     for step in (5, 10, 15, 100):
         small.save(tmp_path, step)
     assert names(tmp_path) == ["step-00000015", "step-00000100"]
-    assert latest_state(tmp_path).step == 100  # type: ignore[union-attr]
+    assert latest_state(tmp_path).step == 100
 
 
 def flip(path: Path) -> None:
@@ -143,7 +124,7 @@ def test_a_damaged_newest_state_is_passed_over(tmp_path: Path, file: str, how: s
         (newest / file).write_bytes((newest / file).read_bytes()[:-3])
     else:
         (newest / file).unlink()
-    assert latest_state(tmp_path).step == 5  # type: ignore[union-attr]
+    assert latest_state(tmp_path).step == 5
     with pytest.raises(StateError, match="step-00000010"):
         load_state(state, small.parameters, small.optimizer, None)
 
@@ -153,7 +134,7 @@ def test_half_a_state_is_none(tmp_path: Path) -> None:
     small.train(0, 1)
     done = small.save(tmp_path, 5)
     shutil.copytree(done, done.with_name(".step-00000009.tmp"))
-    assert latest_state(tmp_path).step == 5  # type: ignore[union-attr]
+    assert latest_state(tmp_path).step == 5
     small.save(tmp_path, 9)
     assert names(tmp_path) == ["step-00000005", "step-00000009"]
 
@@ -165,7 +146,7 @@ def test_a_step_can_be_saved_again(tmp_path: Path) -> None:
     small.train(1, 3)
     small.save(tmp_path, 5)
     other = Small()
-    load_state(latest_state(tmp_path), other.parameters, other.optimizer, None)  # type: ignore[arg-type]
+    load_state(latest_state(tmp_path), other.parameters, other.optimizer, None)
     assert all(torch.equal(small.parameters[name], other.parameters[name]) for name in small.parameters)
 
 
@@ -176,7 +157,7 @@ def test_a_new_state_is_kept_though_damaged_ones_of_later_steps_lie_there(tmp_pa
         flip(small.save(tmp_path, step) / "adapter.safetensors")
     assert latest_state(tmp_path) is None
     assert small.save(tmp_path, 10).is_dir()
-    assert latest_state(tmp_path).step == 10  # type: ignore[union-attr]
+    assert latest_state(tmp_path).step == 10
 
 
 def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
@@ -185,7 +166,7 @@ def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
     small.save(tmp_path, 5)
     other = {f"more.{name}": tensor for name, tensor in small.parameters.items()}
     with pytest.raises(StateError, match="other layers"):
-        load_state(latest_state(tmp_path), other, small.optimizer, None)  # type: ignore[arg-type]
+        load_state(latest_state(tmp_path), other, small.optimizer, None)
 
 
 def test_broken_numbers_are_no_state(tmp_path: Path) -> None:
@@ -195,7 +176,7 @@ def test_broken_numbers_are_no_state(tmp_path: Path) -> None:
     next(iter(small.parameters.values()))[0] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
         small.save(tmp_path, 10)
-    assert latest_state(tmp_path).step == 5  # type: ignore[union-attr]
+    assert latest_state(tmp_path).step == 5
 
 
 def started(resumed_from: int = 0) -> Started:

@@ -18,13 +18,10 @@ from .network_metadata import metadata_of
 # LoRA-Manager matches these and not kohya's own "sd_v1".
 _BASE_VERSIONS = {"SD 1.x": "sd_1.5", "SD 2.x": "sd-v2-1", "SDXL": "sdxl"}
 _ARCHITECTURES = {
-    (family, prediction): f"stable-diffusion-{name}/lora"
-    for family, names in {
-        "SD 1.x": ("v1", "v1"),
-        "SD 2.x": ("v2-512", "v2-768-v"),
-        "SDXL": ("xl-v1-base", "xl-v1-base"),
-    }.items()
-    for prediction, name in zip(("epsilon", "v"), names, strict=True)
+    "SD 1.x": "stable-diffusion-v1/lora",
+    "SD 2.x": "stable-diffusion-v2-512/lora",
+    "SD 2.x v": "stable-diffusion-v2-768-v/lora",
+    "SDXL": "stable-diffusion-xl-v1-base/lora",
 }
 
 
@@ -65,7 +62,7 @@ def lora_metadata(spec: TrainLoRASpec, tensors: Mapping[str, torch.Tensor], step
         "ss_tag_frequency": json.dumps({dataset.name: dict(tags)}, ensure_ascii=False),
         "ss_datasets": json.dumps([{"name": dataset.name, "num_train_images": visits, "resolution": [side, side]}], ensure_ascii=False),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": _ARCHITECTURES[spec.base.family, prediction],
+        "modelspec.architecture": _ARCHITECTURES.get(f"{spec.base.family} {prediction}", _ARCHITECTURES[spec.base.family]),
         "modelspec.implementation": "https://github.com/huggingface/diffusers",
         "modelspec.title": spec.name,
         "modelspec.resolution": f"{side}x{side}",

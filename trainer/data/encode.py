@@ -104,7 +104,7 @@ def encode_captions(family: Family, parts: list[TextPart], captions: list[str], 
     for start in range(0, len(unique), 16):
         emit(Phase(name="encoding captions", done=start, total=len(unique)))
         with torch.no_grad():
-            rows.append(family.encode_text(parts, unique[start : start + 16]).to(torch.device("cpu"), torch.float32))
+            rows.append(family.encode_text(parts, unique[start : start + 16]).map(lambda tensor: tensor.float().cpu()))
     hidden = torch.cat([row.hidden for row in rows])
     pooled = [row.pooled for row in rows if row.pooled is not None]
     position = {caption: index for index, caption in enumerate(unique)}

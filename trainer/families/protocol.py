@@ -6,14 +6,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..options import Prediction
+from ..options import PredictionKind
 
 
 @dataclass(frozen=True)
 class Conditioning:
     """Text (and for SDXL size) that a prediction depends on; batched along the first dimension.
 
-    `hidden` (n, tokens, width): tokens is 77 times the number of chunks. `pooled` (n, width) and `sizes` (n, 6: original height, width,
+    `hidden` (n, 77, width). `pooled` (n, width) and `sizes` (n, 6: original height, width,
     crop top, left, target height, width in pixels) only for families that use them.
     """
 
@@ -37,14 +37,6 @@ class Conditioning:
             None if self.sizes is None else change(self.sizes),
         )
 
-    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "Conditioning":
-        """On `device`; `hidden` and `pooled` in `dtype`."""
-        return Conditioning(
-            self.hidden.to(device, dtype),
-            None if self.pooled is None else self.pooled.to(device, dtype),
-            None if self.sizes is None else self.sizes.to(device),
-        )
-
 
 @dataclass(frozen=True)
 class TextPart:
@@ -62,8 +54,8 @@ class Family(Protocol):
     latent_channels: int
     latent_factor: int
     """Pixels to a latent, along a side."""
-    prediction: Prediction
-    """What the base gives: epsilon or v."""
+    prediction: PredictionKind
+    """What the base gives."""
     uses_sizes: bool
     alphas_cumprod: Tensor
     """(timesteps,) in fp32 on the CPU: the noise schedule that the base was trained with."""
@@ -104,6 +96,6 @@ class Family(Protocol):
         """The UNet's prediction, same shape as `noisy`."""
         ...
 
-    def sampler(self, steps: int, device: torch.device) -> Any:
-        """A diffusers scheduler with the base's schedule, set to `steps`."""
+    def sampler(self, steps: int, device: torch.device, prediction: PredictionKind, zero_terminal_snr: bool) -> Any:
+        """A diffusers scheduler set to `steps`, for a model that gives `prediction`; on the base's schedule, or that ending in pure noise."""
         ...

@@ -1,7 +1,7 @@
 """Stable Diffusion 2.x: OpenCLIP ViT-H's penultimate layer behind the final norm; epsilon or v."""
 import torch
 
-from ..options import Prediction
+from ..options import PredictionKind
 from ..spec import Base
 from .clip import load_text_part, run
 from .detect import UNET, Checkpoint
@@ -36,7 +36,7 @@ class StableDiffusion2(StableDiffusion):
         return Conditioning(run(parts[0], captions).last_hidden_state)
 
 
-def _prediction(base: Base, checkpoint: Checkpoint) -> Prediction:
+def _prediction(base: Base, checkpoint: Checkpoint) -> PredictionKind:
     if not checkpoint.header.has(_TELLTALE):
         return "epsilon"
     return "v" if float(read_tensor(base.checkpoint, _TELLTALE).float().std(unbiased=False)) > _V_SPREAD else "epsilon"

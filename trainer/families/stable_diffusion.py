@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from ..options import Prediction
+from ..options import PredictionKind
 from ..spec import Base
 from . import clip
 from .detect import Checkpoint
@@ -19,6 +19,7 @@ from .vae import decode_latents, encode_images, load_vae
 
 LATENT_FACTOR = 8
 TIMESTEPS = 1000
+_PREDICTION_TYPES: dict[PredictionKind, str] = {"epsilon": "epsilon", "v": "v_prediction"}
 
 
 class StableDiffusion:
@@ -31,16 +32,15 @@ class StableDiffusion:
     latent_scale = 0.18215
     uses_sizes = False
 
-    def __init__(self, base: Base, checkpoint: Checkpoint, prediction: Prediction = "epsilon", zero_terminal_snr: bool = False) -> None:
+    def __init__(self, base: Base, checkpoint: Checkpoint, prediction: PredictionKind = "epsilon", zero_terminal_snr: bool = False) -> None:
         self.base = base
         self.checkpoint = checkpoint
-        self.prediction: Prediction = prediction
+        self.prediction = prediction
         self._schedule: dict[str, Any] = {
             "num_train_timesteps": TIMESTEPS,
             "beta_start": 0.00085,
             "beta_end": 0.012,
             "beta_schedule": "scaled_linear",
-            "prediction_type": {"epsilon": "epsilon", "v": "v_prediction"}[prediction],
             "rescale_betas_zero_snr": zero_terminal_snr,
         }
         self.alphas_cumprod: Tensor = DDPMScheduler(**self._schedule).alphas_cumprod
@@ -73,8 +73,9 @@ class StableDiffusion:
         """The UNet's prediction, same shape as `noisy`."""
         return unet(noisy, timesteps, encoder_hidden_states=conditioning.hidden, return_dict=False)[0]
 
-    def sampler(self, steps: int, device: torch.device) -> EulerDiscreteScheduler:
-        """Euler with the base's schedule, set to `steps`."""
-        scheduler = EulerDiscreteScheduler(**self._schedule, timestep_spacing="trailing")
+    def sampler(self, steps: int, device: torch.device, prediction: PredictionKind, zero_terminal_snr: bool) -> EulerDiscreteScheduler:
+        """Euler set to `steps`, for a model that gives `prediction`; on the base's schedule, or that ending in pure noise."""
+        schedule = {**self._schedule, "rescale_betas_zero_snr": zero_terminal_snr or self._schedule["rescale_betas_zero_snr"]}
+        scheduler = EulerDiscreteScheduler(**schedule, prediction_type=_PREDICTION_TYPES[prediction], timestep_spacing="trailing")
         scheduler.set_timesteps(steps, device=device)
         return scheduler
