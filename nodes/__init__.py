@@ -4,10 +4,13 @@ from comfy_api.latest import ComfyExtension, io
 from .adapters import LoomAdapterStack, LoomApplyAdapters
 from .base import LoomBaseModel
 from .captions import LoomCaptionDataset
-from .dataset import LoomDatasetFromFolder, LoomResolution
-from .options import LoomCheckpointing, LoomNetwork, LoomObjective, LoomOptimizer, LoomSampling
+from .check import LoomCheckDataset
+from .dataset import LoomCaptionUse, LoomCombineDatasets, LoomDatasetFromFolder, LoomResolution
+from .options import LoomNetwork, LoomObjective, LoomOptimizer, LoomSampling
 from .paths import register_folders
 from .routes import add_routes
+from .run_options import LoomCheckpointing, LoomHardware
+from .text_options import LoomPrior, LoomTextEncoder
 from .train import LoomTrainLoRA
 
 
@@ -19,13 +22,19 @@ class LoRALoom(ComfyExtension):
         return [
             LoomDatasetFromFolder,
             LoomResolution,
+            LoomCaptionUse,
+            LoomCombineDatasets,
             LoomCaptionDataset,
+            LoomCheckDataset,
             LoomBaseModel,
             LoomSampling,
             LoomOptimizer,
             LoomObjective,
             LoomNetwork,
+            LoomTextEncoder,
+            LoomPrior,
             LoomCheckpointing,
+            LoomHardware,
             LoomTrainLoRA,
             LoomAdapterStack,
             LoomApplyAdapters,

@@ -4,8 +4,10 @@ from typing import Any
 import comfy.utils
 from comfy_api.latest import io
 
-from ..trainer.events import Caption, Event, Phase
-from ..trainer.spec import CaptionSpec, Dataset
+from ..trainer.dataset import Dataset
+from ..trainer.events import Caption, Event
+from ..trainer.spec import CaptionSpec
+from .dataset import Datasets
 from .jobs import execute
 from .paths import captioner_choices, captioner_folder
 from .sockets import LoomDataset
@@ -49,24 +51,31 @@ class LoomCaptionDataset(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, dataset: Dataset, captioner: str, mode: Any, trigger_word: str) -> io.NodeOutput:
-        spec = CaptionSpec(captioner=str(captioner_folder(captioner)), dataset=dataset, mode=mode, trigger_word=trigger_word.strip())
-        todo = spec.images_to_caption()
+    def execute(cls, dataset: Datasets, captioner: str, mode: Any, trigger_word: str) -> io.NodeOutput:
+        specs = [
+            CaptionSpec(captioner=str(captioner_folder(captioner)), dataset=part, mode=mode, trigger_word=trigger_word.strip()) for part in dataset
+        ]
+        total = sum(len(spec.images_to_caption()) for spec in specs)
+        bar = comfy.utils.ProgressBar(max(1, total), node_id=cls.hidden.unique_id)
         written: dict[str, str] = {}
         run_name = ""
-        if todo:
-            bar = comfy.utils.ProgressBar(len(todo), node_id=cls.hidden.unique_id)
 
-            def on_event(event: Event) -> None:
-                if isinstance(event, Caption):
-                    written[event.image] = event.caption
-                elif isinstance(event, Phase) and event.name == "captioning":
-                    bar.update_absolute(event.done, max(1, event.total))
+        def on_event(event: Event) -> None:
+            if isinstance(event, Caption):
+                written[event.image] = event.caption
+                bar.update_absolute(len(written), max(1, total))
 
-            run_name = execute(spec, str(cls.hidden.unique_id), dataset.name, on_event).id
-        images = tuple(
-            image.model_copy(update={"caption": written[image.path]}) if image.path in written else image for image in dataset.images
-        )
-        captioned = dataset.model_copy(update={"images": images})
-        captions = [captioned.training_caption(image) for image in images]
+        for spec in specs:
+            if spec.images_to_caption():
+                run_name = execute(spec, str(cls.hidden.unique_id), spec.dataset.name, on_event).id
+        captioned = tuple(_with_captions(part, written) for part in dataset)
+        captions = [part.training_caption(image) for part in captioned for image in part.images]
         return io.NodeOutput(captioned, captions, ui={"text": captions, "lora_loom": [{"run": run_name, "written": len(written)}]})
+
+
+def _with_captions(dataset: Dataset, written: dict[str, str]) -> Dataset:
+    images = tuple(
+        image.model_copy(update={"caption": written[image.path], "more_captions": ()}) if image.path in written else image
+        for image in dataset.images
+    )
+    return dataset.model_copy(update={"images": images})

@@ -3,10 +3,10 @@ import json
 from typing import Any, get_args
 
 from comfy_api.latest import io
-from pydantic import ValidationError
 
+from ..trainer.adapters.files import sha256_of
 from ..trainer.options import (
-    Checkpointing,
+    AdapterFile,
     HuberSchedule,
     Loss,
     NetworkKind,
@@ -23,21 +23,11 @@ from ..trainer.options import (
     TimestepDistribution,
     Weighting,
 )
-from ..trainer.typed import Model, explain
+from .chaining import CATEGORY, chained
+from .paths import model_choices, model_file
 from .sockets import LoomOptions
 
-_CATEGORY = "LoRA Loom/training"
-
-
-def _chained(options: Options | None, kind: str, node: str, model: type[Model], values: dict[str, Any]) -> io.NodeOutput:
-    """`options` with one group more. Raises ValueError if the group is there already, or its values are wrong."""
-    options = options or Options()
-    if getattr(options, kind) is not None:
-        raise ValueError(f"two {node} nodes are chained to one training: keep one of them.")
-    try:
-        return io.NodeOutput(options.model_copy(update={kind: model(**values)}))
-    except ValidationError as error:
-        raise ValueError(explain(error)) from error
+_NOTHING = "nothing"
 
 
 class LoomSampling(io.ComfyNode):
@@ -48,7 +38,7 @@ class LoomSampling(io.ComfyNode):
         return io.Schema(
             node_id="LoomSampling",
             display_name="Sampling Options",
-            category=_CATEGORY,
+            category=CATEGORY,
             description="Which sample pictures a training draws, and how often.",
             inputs=[
                 io.String.Input("prompts", multiline=True, default="", tooltip="One prompt a line. Empty: the first caption of the dataset."),
@@ -78,7 +68,7 @@ class LoomSampling(io.ComfyNode):
     @classmethod
     def execute(cls, prompts: str, options: Options | None = None, **values: Any) -> io.NodeOutput:
         lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
-        return _chained(options, "sampling", "Sampling Options", Sampling, {"prompts": lines, **values})
+        return chained(options, "sampling", "Sampling Options", Sampling, {"prompts": lines, **values})
 
 
 class LoomOptimizer(io.ComfyNode):
@@ -89,7 +79,7 @@ class LoomOptimizer(io.ComfyNode):
         return io.Schema(
             node_id="LoomOptimizer",
             display_name="Optimizer Options",
-            category=_CATEGORY,
+            category=CATEGORY,
             description="Optimiser, learning-rate schedule, gradient accumulation, clipping and EMA of a training.",
             inputs=[
                 io.Combo.Input(
@@ -139,7 +129,7 @@ class LoomOptimizer(io.ComfyNode):
     @classmethod
     def execute(cls, arguments: str, options: Options | None = None, **values: Any) -> io.NodeOutput:
         values["arguments"] = _arguments(arguments)
-        return _chained(options, "optimizer", "Optimizer Options", OptimizerOptions, values)
+        return chained(options, "optimizer", "Optimizer Options", OptimizerOptions, values)
 
 
 def _arguments(text: str) -> tuple[tuple[str, Any], ...]:
@@ -153,39 +143,6 @@ def _arguments(text: str) -> tuple[tuple[str, Any], ...]:
     return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in arguments.items())
 
 
-class LoomCheckpointing(io.ComfyNode):
-    """When states are saved, and how often held-out pictures are looked at."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="LoomCheckpointing",
-            display_name="Checkpointing Options",
-            category=_CATEGORY,
-            description="How often a training's state is saved, how many are kept, and how often the validation loss is measured.",
-            inputs=[
-                io.Int.Input("every_steps", default=500, min=0, max=1_000_000, tooltip="Save the state every so many steps. 0: not by steps."),
-                io.Float.Input(
-                    "every_minutes", default=0.0, min=0.0, max=10_000.0, step=1.0, tooltip="Save the state every so many minutes. 0: not by time."
-                ),
-                io.Int.Input("keep_last", default=2, min=1, max=1000, tooltip="States that are kept, the newest ones."),
-                io.Int.Input(
-                    "validate_every_steps",
-                    default=0,
-                    min=0,
-                    max=1_000_000,
-                    tooltip="Measure the loss of the validation pictures every so many steps. 0: before and after only.",
-                ),
-                LoomOptions.Input("options", optional=True, tooltip="Other options nodes, chained."),
-            ],
-            outputs=[LoomOptions.Output(display_name="options", tooltip="For a training node, or the next options node.")],
-        )
-
-    @classmethod
-    def execute(cls, options: Options | None = None, **values: Any) -> io.NodeOutput:
-        return _chained(options, "checkpointing", "Checkpointing Options", Checkpointing, values)
-
-
 class LoomObjective(io.ComfyNode):
     """What the optimiser makes small."""
 
@@ -194,7 +151,7 @@ class LoomObjective(io.ComfyNode):
         return io.Schema(
             node_id="LoomObjective",
             display_name="Objective Options",
-            category=_CATEGORY,
+            category=CATEGORY,
             description="Loss, its weighting over timesteps, and the noise of a training.",
             inputs=[
                 io.Combo.Input(
@@ -244,7 +201,7 @@ class LoomObjective(io.ComfyNode):
 
     @classmethod
     def execute(cls, options: Options | None = None, **values: Any) -> io.NodeOutput:
-        return _chained(options, "objective", "Objective Options", Objective, values)
+        return chained(options, "objective", "Objective Options", Objective, values)
 
 
 class LoomNetwork(io.ComfyNode):
@@ -255,7 +212,7 @@ class LoomNetwork(io.ComfyNode):
         return io.Schema(
             node_id="LoomNetwork",
             display_name="Network Options",
-            category=_CATEGORY,
+            category=CATEGORY,
             description="The adapter's kind, and which layers of the base get one.",
             inputs=[
                 io.Combo.Input("kind", options=list(get_args(NetworkKind)), default="lora", tooltip="LoRA, or LyCORIS' LoHa or LoKr."),
@@ -290,15 +247,31 @@ class LoomNetwork(io.ComfyNode):
                     tooltip="Ranks of blocks, one a line: down_blocks.1 = 8. 0 leaves the block out.",
                 ),
                 io.Combo.Input("save_format", options=list(get_args(SaveFormat)), default="fp16", tooltip="Number format of the file."),
+                io.Combo.Input(
+                    "start_from",
+                    options=[_NOTHING, *model_choices("loras")],
+                    default=_NOTHING,
+                    optional=True,
+                    tooltip="An adapter whose weights are the first ones; of the same kind, layers and ranks.",
+                ),
                 LoomOptions.Input("options", optional=True, tooltip="Other options nodes, chained."),
             ],
             outputs=[LoomOptions.Output(display_name="options", tooltip="For a training node, or the next options node.")],
         )
 
     @classmethod
-    def execute(cls, block_ranks: str, conv_alpha: float, options: Options | None = None, **values: Any) -> io.NodeOutput:
+    def fingerprint_inputs(cls, start_from: str = _NOTHING, **_: Any) -> Any:
+        return None if start_from == _NOTHING else model_file("loras", start_from).stat().st_mtime_ns
+
+    @classmethod
+    def execute(
+        cls, block_ranks: str, conv_alpha: float, start_from: str = _NOTHING, options: Options | None = None, **values: Any
+    ) -> io.NodeOutput:
         values.update(block_ranks=_block_ranks(block_ranks), conv_alpha=conv_alpha or None)
-        return _chained(options, "network", "Network Options", NetworkOptions, values)
+        if start_from != _NOTHING:
+            path = model_file("loras", start_from)
+            values["start_from"] = AdapterFile(path=str(path), sha256=sha256_of(path))
+        return chained(options, "network", "Network Options", NetworkOptions, values)
 
 
 def _block_ranks(text: str) -> tuple[tuple[str, int], ...]:

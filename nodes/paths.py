@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import folder_paths
 
+from ..trainer.checkpoint import step_of
 from ..trainer.data.sources import has_pictures
 from ..trainer.spec import RUN_ID_PATTERN
 
@@ -115,6 +116,30 @@ def run_folder(run: str) -> Path:
     if not RUN_ID_PATTERN.fullmatch(run):
         raise PathError("that is not a run id.")
     return runs_root() / run
+
+
+def cache_folder() -> Path:
+    """Where trainings keep what they have encoded."""
+    return Path(folder_paths.get_output_directory(), "lora_loom", "cache")
+
+
+def state_choices() -> list[str]:
+    """The saved states of all runs as `RUN @ STEP`, newest runs first."""
+    found: list[tuple[float, str]] = []
+    if runs_root().is_dir():
+        for run in runs_root().iterdir():
+            if RUN_ID_PATTERN.fullmatch(run.name):
+                steps = sorted((step for step in map(step_of, (run / "state").glob("step-*")) if step), reverse=True)
+                found += [(run.stat().st_mtime, f"{run.name} @ {step}") for step in steps]
+    return [name for _, name in sorted(found, key=lambda item: -item[0])]
+
+
+def state_folder(name: str) -> tuple[Path, int]:
+    """The run's folder and the step of what `state_choices` calls `name`. Raises PathError."""
+    run, _, step = name.partition(" @ ")
+    if name not in state_choices():
+        raise PathError(f"there is no saved state {name!r}: choose one from the list.")
+    return run_folder(run), int(step)
 
 
 def tokenizer_folder() -> Path:

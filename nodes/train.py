@@ -18,13 +18,15 @@ from safetensors.torch import load_file
 from ..trainer.adapters.files import FileError, read_header, sha256_of
 from ..trainer.adapters.stack import Row
 from ..trainer.data.sources import check_captions
+from ..trainer.dataset import Dataset
 from ..trainer.events import Event, Finished, Phase, Progress, Sample
 from ..trainer.history import History
-from ..trainer.options import Checkpointing, Network, NetworkOptions, Objective, OptimizerOptions, Options, Sampling
-from ..trainer.spec import Base, Dataset, TrainLoRASpec, run_id
+from ..trainer.options import Checkpointing, Hardware, Network, NetworkOptions, Objective, OptimizerOptions, Options, Sampling, TextOptions
+from ..trainer.spec import Base, TrainLoRASpec, run_id
 from ..trainer.typed import explain
+from .dataset import Datasets
 from .jobs import execute, finished_history, remember
-from .paths import lora_output, run_folder
+from .paths import cache_folder, lora_output, run_folder
 from .sockets import LoomAdapters, LoomBase, LoomDataset, LoomOptions, LoraModel, LossMap
 
 # How often the adapter of a name has had to be made again, and the file that its last training left: see fingerprint_inputs.
@@ -68,12 +70,17 @@ class LoomTrainLoRA(io.ComfyNode):
                     tooltip="auto: fp16 on CUDA, fp32 on the CPU. The LoRA's own weights are always fp32 while training.",
                 ),
                 LoomOptions.Input(
-                    "options", optional=True, tooltip="Options nodes, chained: sampling, optimizer, objective, network, checkpointing."
+                    "options", optional=True, tooltip="Options nodes, chained: sampling, optimizer, network, text encoder, hardware..."
                 ),
                 LoomDataset.Input(
                     "validation",
                     optional=True,
                     tooltip="Held-out pictures; their loss is measured before and after, and as often as Checkpointing Options say.",
+                ),
+                LoomDataset.Input(
+                    "class_dataset",
+                    optional=True,
+                    tooltip="Pictures of the class for prior preservation (DreamBooth); needs Prior Preservation in the options.",
                 ),
             ],
             outputs=[
@@ -101,12 +108,13 @@ class LoomTrainLoRA(io.ComfyNode):
         return _REDO[name] if name is not None else _REDO.total()
 
     @classmethod
-    def execute(cls, base: Base, dataset: Dataset, name: str, options: Options | None = None, **settings: Any) -> io.NodeOutput:
-        check_captions(dataset)
-        validation = settings.pop("validation", None)
-        if validation:
-            check_captions(validation)
-            validation = validation.model_copy(update={"resolution": dataset.resolution})
+    def execute(cls, base: Base, dataset: Datasets, name: str, options: Options | None = None, **settings: Any) -> io.NodeOutput:
+        # What is only looked at is framed as what is trained, without chance.
+        framing = dataset[0].framing.plain()
+        validation = tuple(part.model_copy(update={"framing": framing}) for part in settings.pop("validation", None) or ())
+        class_images = settings.pop("class_dataset", None) or ()
+        for part in (*dataset, *validation, *class_images):
+            check_captions(part)
         options = options or Options()
         output = lora_output(name)
         try:
@@ -116,13 +124,18 @@ class LoomTrainLoRA(io.ComfyNode):
                 name=name,
                 output=str(output),
                 base=base,
-                dataset=dataset,
+                datasets=dataset,
                 validation=validation,
+                class_images=class_images,
+                cache=str(cache_folder()),
                 network=network,
                 optimizer=options.optimizer or OptimizerOptions(),
                 objective=options.objective or Objective(),
+                text=options.text or TextOptions(),
+                prior=options.prior,
                 checkpointing=options.checkpointing or Checkpointing(),
-                sampling=_sampling(options.sampling, dataset, settings["steps"]),
+                hardware=options.hardware or Hardware(),
+                sampling=_sampling(options.sampling, dataset[0], settings["steps"]),
                 **settings,
             )
         except ValidationError as error:
@@ -148,7 +161,7 @@ class LoomTrainLoRA(io.ComfyNode):
 def _sampling(options: Sampling | None, dataset: Dataset, steps: int) -> Sampling:
     sampling = options or Sampling(every_steps=max(1, steps // 4))
     prompts = sampling.prompts or (dataset.training_caption(dataset.images[0]),)
-    return sampling.model_copy(update={"prompts": prompts, "width": dataset.resolution, "height": dataset.resolution})
+    return sampling.model_copy(update={"prompts": prompts, "width": dataset.framing.resolution, "height": dataset.framing.resolution})
 
 
 def _refuse_foreign(output: Path) -> None:
@@ -211,6 +224,7 @@ def _outputs(folder: Path, output: Path, told: History) -> io.NodeOutput:
         "last_loss": _mean(losses[-_LOSS_STEPS:]),
         "seconds_per_step": told.seconds_per_step(),
         "validation": sorted(told.validation.items()),
+        "buckets": [bucket.model_dump() for bucket in told.data.buckets] if told.data else [],
         "loss_plot": loss_plot,
     }
     return io.NodeOutput(

@@ -50,8 +50,10 @@ class Nursery:
 
 
 def _serve() -> None:
+    # This is what takes seconds.
+    import trainer.families.sd1
     import trainer.job
-    import trainer.training  # noqa: F401 - this is what takes seconds
+    import trainer.training  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:

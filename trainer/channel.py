@@ -21,7 +21,16 @@ _LEAVE_SECONDS = 120.0
 class Channel:
     """Sends events, remembers commands."""
 
-    def __init__(self, events_file: Path) -> None:
+    def __init__(self, events_file: Path | None) -> None:
+        """`events_file`: where events are kept; None for a process that is not to be heard, as all but the first of several are."""
+        self._silent = events_file is None
+        self.stop: Stop | None = None
+        self._sample = threading.Event()
+        self._lock = threading.Lock()
+        self._nothing_to_save = True
+        if events_file is None:
+            os.dup2(2, 1)
+            return
         sys.stdout.flush()
         self._out = os.fdopen(os.dup(1), "wb", buffering=0)
         os.dup2(2, 1)
@@ -30,17 +39,22 @@ class Channel:
         if cut_off:
             # An earlier process died in the middle of a line: the next event begins one of its own.
             self._file.write(b"\n")
-        self._lock = threading.Lock()
-        self.stop: Stop | None = None
-        self._sample = threading.Event()
-        self._nothing_to_save = True
+
+    @property
+    def stdout(self) -> int:
+        """The descriptor of the real stdout."""
+        return self._out.fileno()
 
     def listen(self) -> None:
         """Start reading commands in the background."""
+        if self._silent:
+            return
         threading.Thread(target=self._read, name="commands", daemon=True).start()
 
     def emit(self, event: Event) -> None:
         """Send one event and keep it in `events.jsonl`."""
+        if self._silent:
+            return
         line = event.model_dump_json().encode() + b"\n"
         with self._lock:
             self._file.write(line)

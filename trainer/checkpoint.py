@@ -29,11 +29,19 @@ class StateError(RuntimeError):
     """A saved state cannot be used; the message names it and why."""
 
 
+class Best(Model):
+    """The step with the lowest validation loss so far, and that loss."""
+
+    step: int
+    loss: float
+
+
 class _Manifest(Model):
     """`step`: optimiser steps taken. `draws`: batches drawn, which is more when steps were left out. `optimizer`: what of it is no tensor."""
 
     step: int
     draws: int
+    best: Best | None = None
     scaler: dict[str, float | int] | None
     optimizer: Any
     sha256: dict[str, str]
@@ -45,6 +53,7 @@ class State(Model):
     step: int
     draws: int
     folder: str
+    best: Best | None = None
 
 
 def save_state(
@@ -56,8 +65,9 @@ def save_state(
     scaler: dict[str, Any] | None,
     ema: Ema | None = None,
     keep: int = 2,
+    best: Best | None = None,
 ) -> Path:
-    """Save; gives the folder. Older states than the newest `keep` are removed after the new one is in place."""
+    """Save; gives the folder. Older states than the newest `keep` are removed after the new one is in place, but for that of `best`."""
     states = run / "state"
     final = states / f"{_PREFIX}{step:08d}"
     temporary = states / f".{final.name}.tmp"
@@ -69,13 +79,15 @@ def save_state(
     if ema is not None:
         files["ema.safetensors"] = dict(zip(parameters, ema.tensors(), strict=True))
     sums = {name: write_safetensors(temporary / name, content) for name, content in files.items()}
-    manifest = _Manifest(step=step, draws=draws, scaler=scaler, optimizer=numbers, sha256=sums)
+    manifest = _Manifest(step=step, draws=draws, best=best, scaler=scaler, optimizer=numbers, sha256=sums)
     write_bytes(temporary / "state.json", manifest.model_dump_json(indent=2).encode())
     _sync(temporary)
     _put_in_place(temporary, final)
     _sync(states)
-    for old in [folder for folder in _folders(run) if folder != final][: -(keep - 1) or None]:
-        shutil.rmtree(old, ignore_errors=True)
+    others = [folder for folder in _folders(run) if folder != final]
+    for old in others[: -(keep - 1) or None]:
+        if best is None or step_of(old) != best.step:
+            shutil.rmtree(old, ignore_errors=True)
     return final
 
 
@@ -99,8 +111,26 @@ def latest_state(run: Path) -> State | None:
             manifest = _checked(folder)
         except StateError:
             continue
-        return State(step=manifest.step, draws=manifest.draws, folder=str(folder))
+        return _state(manifest, folder)
     return None
+
+
+def state_at(run: Path, step: int) -> State:
+    """The state of one step of a run. Raises StateError if it is not there or damaged."""
+    for folder in reversed(_folders(run)):
+        if step_of(folder) == step:
+            return _state(_checked(folder), folder)
+    raise StateError(f"{run.name} has no saved state of step {step} any more")
+
+
+def step_of(folder: Path) -> int | None:
+    """The step of a state's folder, from its name; None if it is no such folder."""
+    digits = folder.stem.removeprefix(_PREFIX)
+    return int(digits) if folder.name.startswith(_PREFIX) and digits.isdecimal() else None
+
+
+def _state(manifest: _Manifest, folder: Path) -> State:
+    return State(step=manifest.step, draws=manifest.draws, folder=str(folder), best=manifest.best)
 
 
 def load_state(

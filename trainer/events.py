@@ -47,6 +47,24 @@ class Phase(_Event):
     detail: str = ""
 
 
+class Bucket(Model):
+    """Pictures that are trained at one size in pixels; `visits`: of them in one pass."""
+
+    width: int
+    height: int
+    pictures: int
+    visits: int
+
+
+class Data(_Event):
+    """Everything is encoded: at which sizes pictures are trained, and what was not in the cache."""
+
+    event: Literal["data"] = "data"
+    buckets: tuple[Bucket, ...]
+    pictures_encoded: int
+    captions_encoded: int
+
+
 class Progress(_Event):
     """Steps taken since the last progress event: `losses[-1]` is that of `step`.
 
@@ -107,7 +125,8 @@ class Warned(_Event):
 class Finished(_Event):
     """The run ended well. `stopped`: it was asked to end early and what it had is saved.
 
-    `adapter` is the finished file's name (empty where the run makes none) and `sha256` that of its bytes.
+    `adapter` is the finished file's name (empty where the run makes none) and `sha256` that of its bytes. `peak_memory`: bytes, of the GPU's
+    memory where there is one; 0 where it is not known.
     """
 
     event: Literal["finished"] = "finished"
@@ -115,6 +134,7 @@ class Finished(_Event):
     stopped: bool = False
     adapter: str = ""
     sha256: str = ""
+    peak_memory: int = 0
 
 
 class Failed(_Event):
@@ -124,7 +144,7 @@ class Failed(_Event):
     message: str
 
 
-Event = Started | Phase | Progress | Validation | Sample | Caption | Checkpoint | Warned | Finished | Failed
+Event = Started | Phase | Data | Progress | Validation | Sample | Caption | Checkpoint | Warned | Finished | Failed
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from .events import Event, Failed, Finished, Progress, Sample, Started, Validation, parse_event
+from .events import Data, Event, Failed, Finished, Progress, Sample, Started, Validation, parse_event
 
 
 @dataclass
@@ -18,6 +18,7 @@ class History:
     events: list[Event] = field(default_factory=list)
     """Everything but progress, in order, since the first start."""
     progress: Progress | None = None
+    data: Data | None = None
     end: Finished | Failed | None = None
 
     def add(self, event: Event) -> None:
@@ -29,6 +30,8 @@ class History:
             return
         if isinstance(event, Started):
             self._go_back_to(event.resumed_from)
+        elif isinstance(event, Data):
+            self.data = event
         elif isinstance(event, Sample):
             self.samples.append(event)
         elif isinstance(event, Validation):

@@ -9,6 +9,7 @@ from .adapters.files import FileError
 from .channel import Channel
 from .events import ExitCode, Failed, Finished, Phase, Started
 from .families.detect import FamilyError, check_vae, describe_checkpoint
+from .launch import is_first, is_launched, launch
 from .optim import check
 from .spec import CaptionSpec, TrainLoRASpec, read_spec
 from .typed import SpecError
@@ -18,14 +19,19 @@ SPEC_FILE, EVENTS_FILE = "spec.json", "events.jsonl"
 
 def run_job(folder: Path) -> ExitCode:
     """Carry out `folder/spec.json`. Every way out but a kill is told as an event and as the exit code."""
-    channel = Channel(folder / EVENTS_FILE)
-    channel.listen()
+    channel = Channel(folder / EVENTS_FILE if is_first() else None)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
         spec = read_spec(folder / SPEC_FILE)
+        if isinstance(spec, TrainLoRASpec) and spec.hardware.processes > 1 and not is_launched():
+            _check(spec)
+            # Commands are for the process that trains: this one must not read them.
+            return launch(spec, folder, folder / EVENTS_FILE, channel.stdout)
+        channel.listen()
         channel.emit(Phase(name="starting"))
         stopped = _train(spec, folder, channel) if isinstance(spec, TrainLoRASpec) else _caption(spec, folder, channel)
-        return ExitCode.STOPPED if stopped else ExitCode.FINISHED
+        # A launcher takes every code but 0 for a crash; ours tells a stop from the events.
+        return ExitCode.STOPPED if stopped and not is_launched() else ExitCode.FINISHED
     except (SpecError, FamilyError) as error:
         channel.emit(Failed(message=str(error)))
         return ExitCode.SPEC_WRONG
@@ -35,7 +41,8 @@ def run_job(folder: Path) -> ExitCode:
         return ExitCode.FAILED
 
 
-def _train(spec: TrainLoRASpec, folder: Path, channel: Channel) -> bool:
+def _check(spec: TrainLoRASpec) -> None:
+    """What can be told at once."""
     try:
         describe_checkpoint(Path(spec.base.checkpoint))
         if spec.base.vae:
@@ -43,6 +50,10 @@ def _train(spec: TrainLoRASpec, folder: Path, channel: Channel) -> bool:
     except FileError as error:
         raise SpecError(str(error)) from error
     check(spec.optimizer)
+
+
+def _train(spec: TrainLoRASpec, folder: Path, channel: Channel) -> bool:
+    _check(spec)
     # Seconds of imports: after the checks, so that a wrong spec is answered at once.
     channel.emit(Phase(name="loading libraries"))
     from .training import LoRATraining

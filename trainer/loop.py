@@ -1,7 +1,8 @@
 """The training loop: knows steps, precision and time; what trains, on what, and what is saved are given to it."""
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -61,12 +62,15 @@ class Loop:
 
     `loss_of(n)` is the loss of batch n, `names_of(n)` its file names; `learning_rate(step)` that of the step after `step` steps. A step
     whose loss or gradient is not finite is not taken. `due(step)` says whether `after_step(step)` has anything to do: only then does a GPU
-    have to be waited for.
+    have to be waited for. `rates`: what each of the optimiser's groups multiplies the learning rate by. `models`: those that train.
+    Several processes of one training take the same steps: what the first one is asked to do (`should_stop`, `due`) all of them do.
     """
 
+    models: Sequence[nn.Module]
     loss_of: Callable[[int], Tensor]
     names_of: Callable[[int], list[str]]
     parameters: list[nn.Parameter]
+    rates: Sequence[float]
     optimizer: AcceleratedOptimizer
     accelerator: Accelerator
     learning_rate: Callable[[int], float]
@@ -90,9 +94,10 @@ class Loop:
         # Under fp16 the scaler keeps a bad step from being taken; elsewhere the optimiser itself, if it can, without being waited for.
         self._guarded = self.accelerator.scaler is None and supports_found_inf(inner)
         self._inner = inner
-        self._lag = _LAG_ON_CUDA if self.accelerator.device.type == "cuda" and (self.accelerator.scaler or self._guarded) else 0
+        on_cuda, alone = self.accelerator.device.type == "cuda", self.accelerator.num_processes == 1
+        self._lag = _LAG_ON_CUDA if on_cuda and alone and (self.accelerator.scaler or self._guarded) else 0
         last_report = started = time.perf_counter()
-        while not self.should_stop():
+        while not self._is_to_stop():
             if self.position.step + len(self._pending) >= self.total:
                 self._settle(0)
                 if self.position.step >= self.total:
@@ -100,14 +105,14 @@ class Loop:
                 continue
             self._step()
             ahead = self.position.step + len(self._pending)
-            pause = self.due(ahead) or ahead in (1, self.total)
+            pause = self._is_due(ahead) or ahead in (1, self.total)
             before = self.position.step
             self._settle(0 if pause else self._lag)
             now = time.perf_counter()
             if self._losses and (now - last_report >= _REPORT_SECONDS or (pause and self.position.step in (1, self.total))):
                 self._report(now - started)
                 last_report = now
-            if pause and self.position.step > before and self.due(self.position.step):
+            if pause and self.position.step > before and self._is_due(self.position.step):
                 # What happens between steps (pictures, saves) is not training time. Losses are told before a state is saved: a run that goes
                 # on from it does not take their steps again.
                 paused = time.perf_counter()
@@ -119,19 +124,39 @@ class Loop:
         if self._losses:
             self._report(time.perf_counter() - started)
 
+    def _is_to_stop(self) -> bool:
+        return self._agreed(self.should_stop())
+
+    def _is_due(self, step: int) -> bool:
+        return self._agreed(self.due(step))
+
+    def _agreed(self, answer: bool) -> bool:
+        """What the first process says: only it hears commands, and a clock gives each another answer."""
+        if self.accelerator.num_processes == 1:
+            return answer
+        said = torch.tensor([answer], device=self.accelerator.device)
+        torch.distributed.broadcast(said, 0)
+        return bool(said)
+
     def _step(self) -> None:
         first = self.position.draws
         rate = self.learning_rate(self.position.step + len(self._pending))
-        for group in self._inner.param_groups:
-            group["lr"] = rate
+        for group, ratio in zip(self._inner.param_groups, self.rates, strict=True):
+            group["lr"] = rate * ratio
         losses = []
         for number in range(first, first + self.gradient_accumulation_steps):
-            loss = self.loss_of(number)
-            self.accelerator.backward(loss / self.gradient_accumulation_steps)
+            with contextlib.ExitStack() as stack:
+                if number < first + self.gradient_accumulation_steps - 1:
+                    for model in self.models:
+                        stack.enter_context(self.accelerator.no_sync(model))
+                loss = self.loss_of(number)
+                self.accelerator.backward(loss / self.gradient_accumulation_steps)
             losses.append(loss.detach())
         self.position.draws += self.gradient_accumulation_steps
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm or float("inf"))
         loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        if self.accelerator.num_processes > 1:
+            loss = self.accelerator.reduce(loss, "mean")
         outcome = _Outcome(loss, norm, first)
         if self._guarded:
             self._inner.found_inf = (~torch.isfinite(loss + norm)).float()

@@ -64,14 +64,17 @@ def check(options: OptimizerOptions) -> None:
             raise ValueError("the first step makes the weights NaN or infinite")
 
 
-def build(options: OptimizerOptions, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """The optimiser of `parameters`. Raises SpecError as `check` does, and for values that the class refuses."""
+def build(options: OptimizerOptions, parameters: Iterable[Any], learning_rate: float) -> torch.optim.Optimizer:
+    """The optimiser of `parameters`, or of groups of them as torch's optimisers take them.
+
+    Raises SpecError as `check` does, and for values that the class refuses.
+    """
     constructor, arguments = _chosen(options)
     with _refusals(options):
         return _made(constructor, parameters, learning_rate, arguments)
 
 
-def _made(constructor: Any, parameters: Iterable[nn.Parameter], learning_rate: float, arguments: dict[str, Any]) -> torch.optim.Optimizer:
+def _made(constructor: Any, parameters: Iterable[Any], learning_rate: float, arguments: dict[str, Any]) -> torch.optim.Optimizer:
     optimizer: torch.optim.Optimizer = constructor(list(parameters), lr=learning_rate, **arguments)
     if hasattr(optimizer, "train"):
         optimizer.train()  # schedule-free: refuses to step otherwise

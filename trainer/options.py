@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from .typed import Model
+from .typed import Model, Utf8
 
 NetworkKind = Literal["lora", "loha", "lokr"]
 Targets = Literal["attention", "attention+ff", "transformer", "all linear", "transformer+conv"]
@@ -18,7 +18,15 @@ Prediction = Literal["auto", "epsilon", "v"]
 Weighting = Literal["none", "min_snr", "debiased"]
 Loss = Literal["l2", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
+BaseFormat = Literal["as precision", "fp8"]
 TimestepDistribution = Literal["uniform", "logit_normal"]
+
+
+class AdapterFile(Model):
+    """An adapter: its path (absolute) and the sha256 of its bytes."""
+
+    path: Utf8
+    sha256: str
 
 
 class NetworkOptions(Model):
@@ -30,7 +38,8 @@ class NetworkOptions(Model):
     `targets`: a preset, or `pattern`, a regular expression that a module's whole diffusers name has to match. `conv_rank` above 0 adds the
     3x3 convolutions to every preset, and is the rank of those that a pattern matches; at 0 they are adapted, with the common rank, only
     by "transformer+conv" or a pattern. `block_ranks`: (prefix of a module's name up to a dot, rank); rank 0 leaves the block out; the
-    longest prefix counts. Ranks other than the common one keep alpha / rank.
+    longest prefix counts. Ranks other than the common one keep alpha / rank. `start_from`: an adapter of the same kind, layers and ranks whose
+    weights are the first ones.
     """
 
     kind: NetworkKind = "lora"
@@ -44,6 +53,7 @@ class NetworkOptions(Model):
     pattern: str = Field(default="", max_length=1000)
     block_ranks: tuple[tuple[str, Annotated[int, Field(ge=0, le=1024)]], ...] = ()
     save_format: SaveFormat = "fp16"
+    start_from: AdapterFile | None = None
 
     @field_validator("pattern")
     @classmethod
@@ -60,6 +70,8 @@ class NetworkOptions(Model):
             raise ValueError(f"rank_stabilized, decompose and dropout belong to the kind lora, and the kind is {self.kind}")
         if self.lokr_factor and self.kind != "lokr":
             raise ValueError(f"lokr_factor belongs to the kind lokr, and the kind is {self.kind}")
+        if self.decompose and self.start_from:
+            raise ValueError("start_from does not work with decompose: turn one of them off")
         if self.conv_alpha is not None and not self.conv_rank:
             raise ValueError("conv_alpha needs a conv_rank")
         prefixes = [prefix.rstrip(".") for prefix, _ in self.block_ranks]
@@ -130,6 +142,39 @@ class Objective(Model):
         return self
 
 
+class TextOptions(Model):
+    """How captions and prompts are read, and whether the text encoders get an adapter too: at `learning_rate`, 0: not.
+
+    `clip_skip`: which layer of the text encoders counts, from the end: 1 is the last; 0 is the base's own. `max_tokens`: what is longer than 75
+    tokens goes on in further chunks of 75, as ComfyUI does it; the rest is cut off. `emphasis`: `(word:1.2)` weighs words, as in ComfyUI;
+    otherwise parentheses are plain text.
+    """
+
+    learning_rate: float = Field(default=0.0, ge=0, le=10)
+    clip_skip: int = Field(default=0, ge=0, le=12)
+    max_tokens: Literal[75, 150, 225] = 75
+    emphasis: bool = False
+
+    @property
+    def chunks(self) -> int:
+        """`max_tokens` in chunks of the text encoder."""
+        return self.max_tokens // 75
+
+
+class Prior(Model):
+    """Prior preservation (https://arxiv.org/abs/2208.12242, section 3.2): at each step, as many pictures of the class as of the subject.
+
+    `weight` is that of their loss (prior_loss_weight). Where the class dataset has fewer than `num_class_images` pictures, the base draws the rest
+    from `class_prompt` before it is trained; without a prompt none are drawn.
+    """
+
+    weight: float = Field(default=1.0, ge=0, le=100)
+    class_prompt: str = ""
+    num_class_images: int = Field(default=100, ge=1, le=10_000)
+    steps: int = Field(default=25, ge=1, le=200)
+    guidance_scale: float = Field(default=7.0, ge=0, le=50)
+
+
 class Sampling(Model):
     """Pictures drawn while training. `every_steps` 0 means only before the first step and at the end; sizes in pixels."""
 
@@ -143,16 +188,42 @@ class Sampling(Model):
     height: int = Field(default=512, ge=64, le=4096, multiple_of=8)
 
 
+class StateOfRun(Model):
+    """The state of another run: its folder (absolute) and the step."""
+
+    run: Utf8
+    step: int = Field(ge=1)
+
+
 class Checkpointing(Model):
     """When a state is saved (0: never on that account), how many states are kept, and how often the held-out pictures are looked at.
 
-    A state is always saved at the end and at a stop; validation always comes before the first step and after the last.
+    A state is always saved at the end and at a stop; validation always comes before the first step and after the last. `keep_best`: the state
+    with the lowest validation loss is kept as well, and `adapter` best takes the weights from it. `start`: where a new run goes on from.
+    `tensorboard`: losses and pictures are written for it too.
     """
 
     every_steps: int = Field(default=500, ge=0)
     every_minutes: float = Field(default=0.0, ge=0, le=10_000)
     keep_last: int = Field(default=2, ge=1, le=1000)
     validate_every_steps: int = Field(default=0, ge=0)
+    keep_best: bool = False
+    adapter: Literal["last", "best"] = "last"
+    start: StateOfRun | None = None
+    tensorboard: bool = False
+
+
+class Hardware(Model):
+    """Memory and speed. `base_format`: how the frozen base is stored; fp8 is e4m3 (https://arxiv.org/abs/2209.05433), computed in `precision`.
+
+    `processes`: how many train together, each on `batch_size` pictures a step.
+    """
+
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    channels_last: bool = False
+    base_format: BaseFormat = "as precision"
+    processes: int = Field(default=1, ge=1, le=1024)
 
 
 class Options(Model):
@@ -161,5 +232,8 @@ class Options(Model):
     network: NetworkOptions | None = None
     optimizer: OptimizerOptions | None = None
     objective: Objective | None = None
+    text: TextOptions | None = None
+    prior: Prior | None = None
     sampling: Sampling | None = None
     checkpointing: Checkpointing | None = None
+    hardware: Hardware | None = None

@@ -1,4 +1,5 @@
 """Which device and number format a run uses."""
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -32,3 +33,15 @@ def choose(precision: Precision, cuda: bool) -> Formats:
 def accelerator(formats: Formats) -> Accelerator:
     """Autocast, and for fp16 the GradScaler, come from here."""
     return Accelerator(mixed_precision=formats.name)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has had at once: of the device's memory where it is a GPU, of the machine's otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -9,60 +9,17 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from .options import Checkpointing, Network, Objective, OptimizerOptions, Sampling
-from .typed import Model, SpecError, Utf8, explain
+from .dataset import Dataset, DatasetImage
+from .options import Checkpointing, Hardware, Network, Objective, OptimizerOptions, Prior, Sampling, TextOptions
+from .typed import Model, SpecError, explain
 
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
-MissingCaptions = Literal["refuse", "use the trigger word"]
 CaptionMode = Literal["missing only", "all images"]
 
-MAX_REPEATS = 10_000
 NAME_PATTERN = re.compile(r"[\w][\w .+-]{0,99}")
 RUN_ID_PATTERN = re.compile(r"[a-z0-9_]+(?:-[a-z0-9_]+)*-[0-9a-f]{12}")
-
-
-class DatasetImage(Model):
-    """One picture and how it is used.
-
-    `path` is absolute; `sha256` is that of the file's bytes, so a changed picture is another dataset; `repeats` is how often it is
-    visited in one pass.
-    """
-
-    path: Utf8
-    sha256: str
-    caption: str | None = None
-    repeats: int = Field(default=1, ge=1, le=MAX_REPEATS)
-
-
-class Dataset(Model):
-    """Where pictures and captions are and how they are used; never pixels.
-
-    `resolution` is in pixels: the shorter side is scaled to it and the middle square is taken.
-    """
-
-    name: Utf8
-    images: tuple[DatasetImage, ...] = Field(min_length=1)
-    trigger_word: str = ""
-    missing_captions: MissingCaptions = "refuse"
-    resolution: int = Field(default=512, ge=64, le=4096, multiple_of=8)
-
-    def without_caption(self) -> list[DatasetImage]:
-        """Pictures that have neither a caption nor, where that is allowed, a trigger word to stand in for it."""
-        if self.missing_captions == "use the trigger word" and self.trigger_word:
-            return []
-        return [image for image in self.images if not image.caption]
-
-    def training_caption(self, image: DatasetImage) -> str:
-        """The caption as it is trained: the trigger word goes first, unless the caption already holds it as whole words."""
-        caption = (image.caption or "").strip()
-        if not self.trigger_word:
-            return caption
-        if not caption:
-            return self.trigger_word
-        held = re.search(rf"(?<!\w){re.escape(self.trigger_word)}(?!\w)", caption, re.IGNORECASE)
-        return caption if held else f"{self.trigger_word}, {caption}"
 
 
 class Base(Model):
@@ -84,15 +41,21 @@ class Base(Model):
 
 
 class TrainLoRASpec(Model):
-    """Train a LoRA on `base` with `dataset`; the finished file goes to `output` (absolute)."""
+    """Train a LoRA on `base` with `datasets`; the finished file goes to `output` (absolute).
+
+    `class_images`: pictures of the class for prior preservation, which `prior` weighs and adds to. `cache`: the folder (absolute) that keeps what
+    was encoded for the next training; empty: nothing is kept.
+    """
 
     version: Literal[1] = 1
     task: Literal["train_lora"] = "train_lora"
     name: str
     output: str
     base: Base
-    dataset: Dataset
-    validation: Dataset | None = None
+    datasets: tuple[Dataset, ...] = Field(min_length=1)
+    validation: tuple[Dataset, ...] = ()
+    class_images: tuple[Dataset, ...] = ()
+    cache: str = ""
     network: Network = Network()
     steps: int = Field(ge=1, le=1_000_000)
     batch_size: int = Field(default=1, ge=1, le=1024)
@@ -101,8 +64,11 @@ class TrainLoRASpec(Model):
     precision: Precision = "auto"
     optimizer: OptimizerOptions = OptimizerOptions()
     objective: Objective = Objective()
+    text: TextOptions = TextOptions()
+    prior: Prior | None = None
     sampling: Sampling = Sampling()
     checkpointing: Checkpointing = Checkpointing()
+    hardware: Hardware = Hardware()
 
     @field_validator("name")
     @classmethod
@@ -112,6 +78,23 @@ class TrainLoRASpec(Model):
                 f"the adapter name {name!r} is not a plain file name: use letters, digits, spaces and . _ + - (at most 100)"
             )
         return name
+
+
+    @model_validator(mode="after")
+    def _has_a_best(self) -> "TrainLoRASpec":
+        if not self.validation and (self.checkpointing.keep_best or self.checkpointing.adapter == "best"):
+            raise ValueError("the best state is that with the lowest validation loss, and there is no validation dataset: connect one")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_class(self) -> "TrainLoRASpec":
+        if self.class_images and not self.prior:
+            raise ValueError("there is a class dataset and no prior preservation: chain Prior Preservation to the options")
+        if self.prior and not self.class_images and not self.prior.class_prompt:
+            raise ValueError(
+                "prior preservation has no pictures: connect a class dataset, or give Prior Preservation a class_prompt to draw them from"
+            )
+        return self
 
 
 class CaptionSpec(Model):
@@ -153,9 +136,13 @@ def without_folders(spec: TrainLoRASpec | CaptionSpec) -> dict[str, Any]:
     """The spec as JSON data in which every path is a file name: where things lie is nobody else's business and changes no result."""
     data: dict[str, Any] = spec.model_dump(mode="json")
     base: dict[str, Any] = data.get("base", {})
-    images = [image for key in ("dataset", "validation") if data.get(key) for image in data[key]["images"]]
-    places = [(data, "output"), (data, "captioner"), *((base, key) for key in ("checkpoint", "vae", "tokenizer"))]
-    for holder, key in [*places, *((image, "path") for image in images)]:
+    datasets = [dataset for key in ("datasets", "validation", "class_images") for dataset in data.get(key, ())]
+    images = [image for dataset in [*datasets, data.get("dataset", {"images": []})] for image in dataset["images"]]
+    data.pop("cache", None)
+    start: dict[str, Any] = data.get("checkpointing", {}).get("start") or {}
+    adapter: dict[str, Any] = data.get("network", {}).get("start_from") or {}
+    places = [(start, "run"), (adapter, "path"), (data, "output"), (data, "captioner"), *((base, key) for key in ("checkpoint", "vae", "tokenizer"))]
+    for holder, key in [*places, *((image, key) for image in images for key in ("path", "mask"))]:
         if holder.get(key):
             holder[key] = Path(holder[key]).name
     return data

@@ -1,6 +1,5 @@
-"""One LoRA training, from spec to file. Parts are loaded one at a time: when the UNet comes, the text encoder has gone."""
+"""One LoRA training, from spec to file. Parts are loaded one at a time: when the UNet comes, the text encoder has gone if it can."""
 import contextlib
-import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -10,25 +9,31 @@ import torch
 
 from .adapters.files import FileError, write_safetensors
 from .adapters.metadata import lora_metadata
+from .assembly import assemble, check_hardware
 from .channel import Channel
-from .checkpoint import State, latest_state, load_state, save_state
-from .data.encode import Encoded, encode_captions, encode_pictures, encoded
+from .checkpoint import Best, State, latest_state, load_state, save_state, state_at
+from .class_images import draw_class_images
+from .data.examples import Example
+from .data.order import generator
+from .data.prepare import Preparation, Prepared
+from .data.visits import Visits
 from .denoising import Denoising
 from .ema import Ema
-from .events import Checkpoint, Finished, Phase, Sample, Started, Stop, Validation
+from .events import Checkpoint, Event, Finished, Phase, Sample, Started, Stop, Validation
 from .families import load_family
-from .families.protocol import Conditioning
 from .history import history, read_events
 from .loop import Loop, Position, TrainingError
 from .methods import lora
 from .objective import check, prediction_kind
-from .optim import build, in_use
+from .optim import in_use
 from .plot import save_loss
-from .precision import accelerator, choose
+from .precision import accelerator, choose, peak_memory
 from .room import check_disk
-from .sampling import draw, save_png
+from .sampling import Sampler, save_png
 from .schedule import factor
-from .spec import Dataset, TrainLoRASpec
+from .spec import TrainLoRASpec
+from .start import first_state
+from .trackers import TensorBoard
 
 _SAVE_FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -48,41 +53,53 @@ class LoRATraining:
         self.channel = channel
         self.formats = choose(spec.precision, torch.cuda.is_available())
         self.accelerator = accelerator(self.formats)
-        self.family = load_family(spec.base)
+        check_hardware(spec)
+        self.family = load_family(spec.base, spec.text)
         check(spec.objective, prediction_kind(spec.objective, self.family.prediction), self.family.alphas_cumprod)
         # What cannot be adapted, or does not fit on the disk, is told before pictures are encoded.
         check_disk(spec, folder, sum(parameter.numel() for parameter in lora.inject(self.family.empty_unet(), spec.network, spec.seed)))
-        self.state: State | None = latest_state(folder)
+        self.state: State | None = latest_state(folder) or first_state(spec)
+        self.best = self.state.best if self.state else None
+        self.tracker = TensorBoard(folder) if spec.checkpointing.tensorboard and self.accelerator.is_main_process else None
 
     def run(self) -> bool:
         """See the class."""
-        spec, channel, device = self.spec, self.channel, self.accelerator.device
+        spec = self.spec
         resumed_from = self.state.step if self.state else 0
-        channel.emit(Started(run=self.folder.name, pid=os.getpid(), task=spec.task, total_steps=spec.steps, resumed_from=resumed_from))
-        data, held_out, prompts = self._encode()
-        channel.emit(Phase(name="loading UNet"))
-        unet = self.family.load_unet(self.formats.weights, device)
-        parameters = lora.inject(unet, spec.network, spec.seed)
-        self.unet, optimizer = self.accelerator.prepare(unet, build(spec.optimizer, parameters, spec.learning_rate))
-        self.optimizer = optimizer
-        self.ema = Ema([parameter.data for parameter in parameters], spec.optimizer.ema_decay) if spec.optimizer.ema_decay else None
+        self._emit(Started(run=self.folder.name, pid=os.getpid(), task=spec.task, total_steps=spec.steps, resumed_from=resumed_from))
+        self.data = self._prepare()
+        self._emit(Phase(name="loading UNet"))
+        self.models = assemble(spec, self.family, self.accelerator, self.formats.weights, self.data.texts)
+        decay, parameters = spec.optimizer.ema_decay, self.models.parameters
+        self.ema = Ema([parameter.data for parameter in parameters], decay) if decay else None
         position = Position()
         if self.state:
-            load_state(self.state, lora.parameters_by_name(self.unet), optimizer.optimizer, self.accelerator.scaler, self.ema)
+            self._load(self.state)
             position = Position(self.state.step, self.state.draws)
-        self.held_out, self.prompts = held_out, prompts
+        share = self.accelerator.process_index, self.accelerator.num_processes
         self.denoising = Denoising(
-            self.family, self.unet, data, spec.objective, spec.batch_size, spec.seed, device, lora.trained_with_dropout(spec.network)
+            self.family,
+            self.models.unet,
+            self._visits(self.data.train, spec.seed),
+            spec.objective,
+            spec.seed,
+            self.accelerator.device,
+            prior=self._visits(self.data.prior, generator(spec.seed, "prior").initial_seed()) if self.data.prior else None,
+            prior_weight=spec.prior.weight if spec.prior else 1.0,
+            dropout=lora.trained_with_dropout(spec.network),
+            share=share,
         )
         self.loop = Loop(
+            models=self.models.trained,
             loss_of=self.denoising.loss,
             names_of=self.denoising.names,
             parameters=parameters,
-            optimizer=optimizer,
+            rates=self.models.rates,
+            optimizer=self.models.optimizer,
             accelerator=self.accelerator,
             learning_rate=lambda step: spec.learning_rate * factor(spec.optimizer, step, spec.steps),
-            emit=channel.emit,
-            should_stop=channel.stop_requested,
+            emit=self._emit,
+            should_stop=self.channel.stop_requested,
             due=self._due,
             after_step=self._after_step,
             total=spec.steps,
@@ -91,14 +108,14 @@ class LoRATraining:
             ema=self.ema,
             position=position,
         )
-        channel.something_to_save()
+        self.channel.something_to_save()
         if not resumed_from:
             with self._as_saved():
                 self._validate(0)
                 self._draw(0)
-        channel.emit(Phase(name="training"))
+        self._emit(Phase(name="training"))
         self._saved_at = time.monotonic()
-        self.unet.train(lora.trained_with_dropout(spec.network))
+        self._train_mode(True)
         try:
             self.loop.run()
         except TrainingError:
@@ -107,37 +124,49 @@ class LoRATraining:
             raise
         return self._finish()
 
+    def _emit(self, event: Event) -> None:
+        self.channel.emit(event)
+        if self.tracker:
+            self.tracker(event)
+
+    def _load(self, state: State) -> None:
+        scaler, optimizer = self.accelerator.scaler, self.models.optimizer.optimizer
+        load_state(state, lora.parameters_by_name(self.models.adapted), optimizer, scaler, self.ema)
+
+    def _train_mode(self, on: bool) -> None:
+        # Only dropout and gradient checkpointing ask for it.
+        asked = lora.trained_with_dropout(self.spec.network) or self.spec.hardware.gradient_checkpointing
+        for model in self.models.trained:
+            model.train(on and asked)
+
     @contextlib.contextmanager
     def _as_saved(self) -> Iterator[None]:
         """The weights as they are given out: the average where there is one, schedule-free's own point; afterwards as they were."""
-        was_training = self.unet.training
-        self.unet.eval()
+        self._train_mode(False)
+        # Pictures and validation have shapes of their own, for which compiling would take longer than they do.
+        eager = torch.compiler.set_stance("force_eager") if self.spec.hardware.compile else contextlib.nullcontext()
         try:
-            with in_use(self.optimizer.optimizer), self.ema.swapped() if self.ema else contextlib.nullcontext():
+            with eager, in_use(self.models.optimizer.optimizer), self.ema.swapped() if self.ema else contextlib.nullcontext():
                 yield
         finally:
-            self.unet.train(was_training)
+            self._train_mode(True)
 
-    def _encode(self) -> tuple[Encoded, Encoded | None, Conditioning]:
-        """The data to train on, the held-out data, and the text of the sample prompts with the negative prompt first."""
-        spec, emit, device = self.spec, self.channel.emit, self.accelerator.device
-        datasets: list[Dataset] = [spec.dataset, *([spec.validation] if spec.validation else [])]
-        emit(Phase(name="loading VAE"))
-        self.vae = self.family.load_vae(device)
-        pictures = [encode_pictures(self.family, self.vae, dataset, device, emit, "encoding pictures") for dataset in datasets]
-        # It comes back to the device for each sample picture's moment of decoding.
-        self.vae.to("cpu")
-        emit(Phase(name="loading text encoder"))
-        parts = self.family.load_text_parts(self.formats.weights, device)
-        captions = [[dataset.training_caption(image) for image in dataset.images] for dataset in datasets]
-        prompts = [spec.sampling.negative, *spec.sampling.prompts]
-        text = encode_captions(self.family, parts, [*itertools.chain(*captions), *prompts], emit)
-        rows = torch.arange(len(text.hidden)).split([*map(len, captions), len(prompts)])
-        data = [
-            encoded(picture, text.rows(row), dataset, self.family.uses_sizes)
-            for picture, row, dataset in zip(pictures, rows, datasets, strict=False)
-        ]
-        return data[0], data[1] if spec.validation else None, text.rows(rows[-1])
+    def _prepare(self) -> Prepared:
+        spec, device, formats = self.spec, self.accelerator.device, self.formats
+        self.preparation = Preparation(spec, self.family, device, formats.weights, formats.name, self._emit)
+        # The others find in the cache what the first process has encoded.
+        with self.accelerator.main_process_first():
+            class_images = spec.class_images
+            if spec.prior:
+                # They are kept where they serve other trainings too.
+                folder = Path(spec.cache or self.folder) / "class_images"
+                drawn = draw_class_images(spec, self.family, self.preparation, self.accelerator, formats.weights, folder, self._emit)
+                class_images = (*class_images, *([drawn] if drawn else []))
+            return self.preparation.prepared(class_images)
+
+    def _visits(self, examples: list[Example], seed: int) -> Visits:
+        share = self.accelerator.process_index, self.accelerator.num_processes
+        return Visits(examples, self.data.texts, self.spec.batch_size, seed, self.family.uses_sizes, share)
 
     def _due(self, step: int) -> bool:
         sampling, checkpointing = self.spec.sampling, self.spec.checkpointing
@@ -149,65 +178,104 @@ class LoRATraining:
         return bool(minutes) and time.monotonic() - self._saved_at >= 60 * minutes
 
     def _after_step(self, step: int) -> None:
+        if not self.accelerator.is_main_process:
+            return
         spec, channel = self.spec, self.channel
         last = step == spec.steps
+        improved = False
         if channel.sample_requested() or (_is_multiple(step, spec.sampling.every_steps) and not last):
             with self._as_saved():
                 self._draw(step)
-            channel.emit(Phase(name="training"))
-        if self.held_out and _is_multiple(step, spec.checkpointing.validate_every_steps) and not last:
+            self._emit(Phase(name="training"))
+        if self.data.held_out and _is_multiple(step, spec.checkpointing.validate_every_steps) and not last:
             with self._as_saved():
-                self._validate(step)
-            channel.emit(Phase(name="training"))
-        if not last and (_is_multiple(step, spec.checkpointing.every_steps) or self._minutes_are_over()):
+                improved = self._validate(step)
+            self._emit(Phase(name="training"))
+        keeps = improved and self._keeps_best
+        if not last and (keeps or _is_multiple(step, spec.checkpointing.every_steps) or self._minutes_are_over()):
             self._save_state()
 
-    def _validate(self, step: int) -> None:
-        if self.held_out:
-            self.channel.emit(Phase(name="validating"))
-            self.channel.emit(Validation(step=step, loss=self.denoising.validation_loss(self.held_out)))
+    @property
+    def _keeps_best(self) -> bool:
+        return self.spec.checkpointing.keep_best or self.spec.checkpointing.adapter == "best"
+
+    def _validate(self, step: int) -> bool:
+        """Whether the loss is the lowest of all steps so far."""
+        if not self.data.held_out:
+            return False
+        self._emit(Phase(name="validating"))
+        loss = self.denoising.validation_loss(self.models.bare_unet, self.data.held_out, self.data.texts)
+        self._emit(Validation(step=step, loss=loss))
+        if not step or (self.best and self.best.loss <= loss):
+            return False
+        self.best = Best(step=step, loss=loss)
+        return True
 
     def _draw(self, step: int) -> None:
         sampling, device = self.spec.sampling, self.accelerator.device
+        sampler = Sampler(self.family, self.models.bare_unet, device, self.denoising.prediction, self.spec.objective.zero_terminal_snr)
         for index, prompt in enumerate(sampling.prompts):
-            self.channel.emit(Phase(name="drawing samples", done=index, total=len(sampling.prompts), detail=prompt))
-            text = self.prompts.rows(torch.tensor([0, index + 1]))
-            latents = draw(self.denoising, text, sampling, index, self.channel.stop_requested)
+            self._emit(Phase(name="drawing samples", done=index, total=len(sampling.prompts), detail=prompt))
+            with torch.no_grad():
+                text = self.data.texts([sampling.negative, prompt])
+            latents = sampler.draw(text, sampling, index, self.channel.stop_requested)
             if latents is None:
                 return
-            pixels = self.family.decode_latents(self.vae.to(device), latents)[0]
-            self.vae.to("cpu")
+            pixels = self.family.decode_latents(self.preparation.vae.to(device), latents)[0]
+            self.preparation.vae.to("cpu")
             file = f"samples/step-{step:08d}-{index}.png"
             save_png(pixels, self.folder / file)
-            self.channel.emit(Sample(step=step, prompt=prompt, file=file))
+            self._emit(Sample(step=step, prompt=prompt, file=file))
 
     def _save_state(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
         position, scaler = self.loop.position, self.accelerator.scaler
-        tensors = lora.parameters_by_name(self.unet)
-        numbers, keep = scaler.state_dict() if scaler else None, self.spec.checkpointing.keep_last
-        saved = save_state(self.folder, position.step, position.draws, tensors, self.optimizer.optimizer, numbers, self.ema, keep)
+        saved = save_state(
+            self.folder,
+            position.step,
+            position.draws,
+            lora.parameters_by_name(self.models.adapted),
+            self.models.optimizer.optimizer,
+            scaler.state_dict() if scaler else None,
+            self.ema,
+            self.spec.checkpointing.keep_last,
+            self.best if self._keeps_best else None,
+        )
         self._saved_at = time.monotonic()
-        self.channel.emit(Checkpoint(step=position.step, folder=str(saved.relative_to(self.folder))))
+        self._emit(Checkpoint(step=position.step, folder=str(saved.relative_to(self.folder))))
 
     def _finish(self) -> bool:
         spec, step = self.spec, self.loop.position.step
+        early = step < spec.steps
+        if not self.accelerator.is_main_process:
+            return early
         stop: Stop | None = self.channel.stop
-        early = stop is not None and step < spec.steps
-        self.channel.emit(Phase(name="saving"))
+        self._emit(Phase(name="saving"))
         self._save_state()
+        if not early:
+            with self._as_saved():
+                improved = self._validate(step)
+            if improved and self._keeps_best:
+                self._save_state()
+        if not early and spec.checkpointing.adapter == "best" and self.best and self.best.step != step:
+            self._load(state_at(self.folder, self.best.step))
+            step = self.best.step
         adapter, sha256 = "", ""
         with self._as_saved():
             if not early or (stop is not None and stop.save == "adapter"):
                 adapter, sha256 = Path(spec.output).name, self._write_adapter(step)
             if not early:
-                self._validate(step)
-                self._draw(step)
+                self._draw(spec.steps)
         self._plot()
-        self.channel.emit(Finished(step=step, stopped=early, adapter=adapter, sha256=sha256))
+        memory = peak_memory(self.accelerator.device)
+        self._emit(Finished(step=self.loop.position.step, stopped=early, adapter=adapter, sha256=sha256, peak_memory=memory))
+        if self.tracker:
+            self.tracker.close()
         return early
 
     def _write_adapter(self, step: int) -> str:
-        tensors = lora.adapter_tensors(self.unet, self.spec.network, dtype=_SAVE_FORMATS[self.spec.network.save_format])
+        tensors = lora.adapter_tensors(self.models.adapted, self.spec.network, dtype=_SAVE_FORMATS[self.spec.network.save_format])
         metadata = lora_metadata(self.spec, tensors, step, self.formats.name, self.denoising.prediction)
         # The run keeps its own copy: a later training under the same name replaces the other one.
         write_safetensors(self.folder / "adapter.safetensors", tensors, metadata)

@@ -69,7 +69,7 @@ def main(checkpoint: Path, folder: Path) -> None:
         width = unet.config.cross_attention_dim
         text = torch.randn(1, 77, width, generator=generator(0, "text"))
         randomise(lora.inject(unet, network, seed=0), STRENGTHS[network.kind])
-        tensors = lora.adapter_tensors(unet, network)
+        tensors = lora.adapter_tensors([lora.Adapted("lora_unet", unet)], network)
         file = folder / f"{kind}.safetensors"
         write_safetensors(file, tensors, {})
         adapted, _ = comfy.sd.load_lora_for_models(model, clip, comfy.utils.load_torch_file(str(file)), 1.0, 1.0)

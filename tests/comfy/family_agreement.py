@@ -114,7 +114,7 @@ def random_adapter(unet: torch.nn.Module) -> dict[str, torch.Tensor]:
     for number, parameter in enumerate(lora.inject(unet, network, seed=0)):
         noise = torch.randn(parameter.shape, generator=generator(0, "delta", number)) * 0.1
         parameter.data = noise.half().float()  # as the file stores it
-    return lora.adapter_tensors(unet, network)
+    return lora.adapter_tensors([lora.Adapted("lora_unet", unet)], network)
 
 
 def _their_prediction(model: object, latents: torch.Tensor, noise: torch.Tensor, timestep: int, text: Conditioning) -> torch.Tensor:

@@ -46,8 +46,8 @@ def test_nothing_imports_a_top_level_nodes_or_trainer(path: Path) -> None:
 
 
 def test_nodes_take_from_the_trainer_only_what_is_light() -> None:
-    light = {"spec", "options", "typed", "events", "history", "data.sources", "data.captions", "families.detect"}
-    light |= {"adapters.files", "adapters.stack", "adapters.metadata"}
+    light = {"spec", "options", "typed", "events", "history", "data.sources", "data.captions", "families.detect", "dataset", "checkpoint"}
+    light |= {"data.framing", "data.images", "adapters.files", "adapters.stack", "adapters.metadata"}
     taken = {
         module.removeprefix("trainer.")
         for path in sources("nodes")
@@ -62,6 +62,8 @@ def test_nodes_take_from_the_trainer_only_what_is_light() -> None:
     "module",
     [
         "trainer.spec",
+        "trainer.checkpoint",
+        "trainer.data.images",
         "trainer.options",
         "trainer.events",
         "trainer.history",

@@ -1,9 +1,7 @@
 """A training that is killed, at any moment and again and again: what is left of it, and that it ends as if nothing had been."""
-import json
 import random
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,86 +11,44 @@ import pytest
 if sys.platform == "win32":
     pytest.skip("a process cannot be forked on Windows", allow_module_level=True)
 
-from killing import KILLED, PACK, Nursery
-from loom_server import comfyui
-from PIL import Image
-from tiny_checkpoints import tiny_checkpoint
+from killing import KILLED
+from workshop import STEPS, Workshop, log_of, output
 
 from trainer.checkpoint import latest_state
 from trainer.events import Checkpoint, Finished, Started
 from trainer.history import history, read_events
 
-STEPS, EVERY, KEEP = 12, 2, 2
+EVERY, KEEP = 2, 2
 
 
 @dataclass
-class Workshop:
-    """Base and pictures, the process that starts attempts, and an uninterrupted run to compare with."""
+class Whole:
+    """An uninterrupted run to compare with: its folder, the changes that it made to files, and its seconds."""
 
-    place: Path
-    nursery: Nursery
-    spec: dict[str, Any]
-    changes: int = 0
-    seconds: float = 0.0
-
-    def run(self, name: str, **checkpointing: Any) -> Path:
-        """A new run's folder; its adapter goes to `output(folder)`. Each is one level down, so that nobody else's files are there."""
-        folder = self.place / name / "run"
-        folder.mkdir(parents=True)
-        output(folder).parent.mkdir()
-        spec = {**self.spec, "output": str(output(folder)), "checkpointing": {**self.spec["checkpointing"], **checkpointing}}
-        (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
-        return folder
-
-
-def output(folder: Path) -> Path:
-    return folder.parent / "loras" / "bun.safetensors"
+    folder: Path
+    changes: int
+    seconds: float
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
-    place = tmp_path_factory.mktemp("kill")
-    base = place / "tiny.safetensors"
-    tiny_checkpoint(base, "SD 1.x")
+def whole(workshop: Workshop) -> Whole:
+    folder = run_of(workshop, "uninterrupted")
+    code, changes, seconds = workshop.nursery.attempt(folder)
+    assert code == 0, log_of(folder)
+    assert len(list((folder / "state").iterdir())) == KEEP
+    return Whole(folder, len(changes), seconds)
 
-    def dataset(*names: str) -> dict[str, Any]:
-        images = []
-        for name in names:
-            path = place / f"{name}.png"
-            with Image.open(PACK / "demo" / "food" / path.name) as picture:
-                picture.convert("RGB").resize((64, 64)).save(path)
-            images.append({"path": str(path), "sha256": name, "caption": name})
-        return {"name": "food", "resolution": 64, "images": images}
 
-    spec = {
-        "task": "train_lora",
-        "name": "bun",
-        "base": {
-            "name": base.name,
-            "checkpoint": str(base),
-            "family": "SD 1.x",
-            "tokenizer": str(comfyui() / "comfy" / "sd1_tokenizer"),
-            "header_sha256": "",
-            "size": base.stat().st_size,
-            "mtime_ns": 1,
-        },
-        "dataset": dataset("lemon", "banana", "bread"),
-        "validation": dataset("carrot"),
-        "network": {"rank": 2, "alpha": 2.0, "dropout": 0.2},
-        "steps": STEPS,
-        "learning_rate": 1e-3,
-        "optimizer": {"schedule": "cosine", "ema_decay": 0.9, "gradient_accumulation_steps": 2},
-        "checkpointing": {"every_steps": EVERY, "keep_last": KEEP},
-    }
-    with Nursery() as nursery:
-        made = Workshop(place, nursery, spec)
-        whole = made.run("uninterrupted")
-        code, changes, made.seconds = nursery.attempt(whole)
-        assert code == 0, (whole / "log.txt").read_text()
-        assert len(list((whole / "state").iterdir())) == KEEP
-        made.changes = len(changes)
-        yield made
-    base.unlink()  # a file that pytest would keep for three runs
+def run_of(workshop: Workshop, name: str, **checkpointing: Any) -> Path:
+    return workshop.run(
+        name,
+        # Encoding is killed in test_training.py; here every attempt is to be at its steps soon.
+        cache=str(workshop.place / "cache"),
+        validation=[workshop.dataset("carrot")],
+        network={"rank": 2, "alpha": 2.0, "dropout": 0.2},
+        optimizer={"schedule": "cosine", "ema_decay": 0.9, "gradient_accumulation_steps": 2},
+        checkpointing={"every_steps": EVERY, "keep_last": KEEP, **checkpointing},
+    )
 
 
 def told(folder: Path) -> int:
@@ -120,38 +76,38 @@ def check_finished(folder: Path, whole: Path, kills: int, word: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_training_killed_at_random_moments_ends_with_the_same_bytes(workshop: Workshop, seed: int) -> None:
-    chance, whole = random.Random(seed), workshop.place / "uninterrupted" / "run"
+def test_a_training_killed_at_random_moments_ends_with_the_same_bytes(workshop: Workshop, whole: Whole, seed: int) -> None:
+    chance = random.Random(seed)
     landed, killed_here, runs = 0, 0, 0
     moments: list[dict[str, Any]] = []
-    folder = workshop.run(f"seed-{seed}-{runs}")
+    folder = run_of(workshop, f"seed-{seed}-{runs}")
     # At any time, and in the middle of changes to files, in turns. A run may end before it is killed: the next kills are another's.
     while landed < 4 or killed_here:
         if landed == 4:
             moment: dict[str, Any] = {}
         elif landed % 2:
-            moment = {"change": chance.randrange(workshop.changes // 2), "later": chance.choice([0.0, chance.uniform(0, 0.01)])}
+            moment = {"change": chance.randrange(whole.changes // 2), "later": chance.choice([0.0, chance.uniform(0, 0.01)])}
         else:
-            moment = {"seconds": chance.uniform(0, workshop.seconds)}
+            moment = {"seconds": chance.uniform(0, whole.seconds)}
         moments.append(moment)
         word = f"seed {seed}, run {runs}, {moments}"
         before, starts = told(folder), sum(isinstance(event, Started) for event in read_events(folder / "events.jsonl"))
         code, _, _ = workshop.nursery.attempt(folder, **moment)
         resumed_from = [event.resumed_from for event in read_events(folder / "events.jsonl") if isinstance(event, Started)][starts:]
         assert all(step >= before for step in resumed_from), f"{word}: step {before} was told as saved, and {resumed_from} is gone on from"
-        assert code in (0, KILLED), f"{word}: exit code {code}\n{(folder / 'log.txt').read_text()[-2000:]}"
+        assert code in (0, KILLED), f"{word}: exit code {code}\n{log_of(folder)}"
         if code == KILLED:
             landed, killed_here = landed + 1, killed_here + 1
             continue
-        check_finished(folder, whole, killed_here, word)
+        check_finished(folder, whole.folder, killed_here, word)
         shutil.rmtree(folder.parent)
         killed_here, runs, moments = 0, runs + 1, []
-        folder = workshop.run(f"seed-{seed}-{runs}")
+        folder = run_of(workshop, f"seed-{seed}-{runs}")
 
 
 def test_a_finished_state_is_not_lost_while_it_is_saved_again(workshop: Workshop) -> None:
     # A run that is started again after its last step has nothing to train and saves once more; only one state is kept.
-    folder = workshop.run("again", keep_last=1)
+    folder = run_of(workshop, "again", keep_last=1)
     code, _, _ = workshop.nursery.attempt(folder)
     assert code == 0
     kept = folder.parent / "kept"

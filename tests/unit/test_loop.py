@@ -45,9 +45,11 @@ def looped(
     told: list[Event] = []
     loop = Loop(
         **{
+            "models": [line.model],
             "loss_of": line.loss,
             "names_of": line.names,
             "parameters": list(line.model.parameters()),
+            "rates": [1.0],
             "optimizer": prepared,
             "accelerator": accelerator,
             "learning_rate": lambda step: 1e-3,

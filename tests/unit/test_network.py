@@ -113,7 +113,7 @@ def test_the_longest_prefix_gives_a_block_its_rank_and_zero_leaves_it_out() -> N
     assert not any(name.startswith("mid_block") for name in sizes)
     unet = tiny_unet()
     lora.inject(unet, Network(rank=4, alpha=2.0, block_ranks=ranks), seed=0)
-    tensors = lora.adapter_tensors(unet, Network(rank=4, alpha=2.0, block_ranks=ranks))
+    tensors = lora.adapter_tensors([lora.Adapted("lora_unet", unet)], Network(rank=4, alpha=2.0, block_ranks=ranks))
     key = "lora_unet_" + (attention + "2.to_k").replace(".", "_")
     assert tensors[key + ".lora_down.weight"].shape == (8, 32)
     assert tensors[key + ".alpha"] == 4.0
@@ -189,7 +189,7 @@ def test_the_same_seed_gives_the_same_numbers_and_leaves_the_global_generator_al
     def started(seed: int) -> dict[str, Tensor]:
         unet = tiny_unet()
         lora.inject(unet, network, seed)
-        return lora.parameters_by_name(unet)
+        return lora.parameters_by_name([lora.Adapted("lora_unet", unet)])
 
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -216,7 +216,7 @@ def test_writing_into_the_parameters_changes_the_model() -> None:
     lora.inject(unet, Network(), seed=0)
     with torch.no_grad():
         before = predict(unet)
-        for tensor in lora.parameters_by_name(unet).values():
+        for tensor in lora.parameters_by_name([lora.Adapted("lora_unet", unet)]).values():
             tensor += 0.1
         assert not torch.allclose(predict(unet), before)
 
@@ -256,7 +256,7 @@ def delta_of_file(tensors: dict[str, Tensor], key: str, shape: torch.Size) -> Te
 def test_the_file_says_what_was_trained(network: Network) -> None:
     unet = tiny_unet()
     randomise(lora.inject(unet, network, seed=0))
-    tensors = lora.adapter_tensors(unet, network, dtype=torch.float32)
+    tensors = lora.adapter_tensors([lora.Adapted("lora_unet", unet)], network, dtype=torch.float32)
     layers = dict(lora._layers(unet))
     assert layers.keys() == plan(tiny_unet(), network).keys()
     plain = dict(tiny_unet().named_modules())
@@ -279,7 +279,7 @@ def test_alpha_and_magnitudes_keep_their_bits_in_a_half_precision_file() -> None
     network = Network(rank=7, alpha=3.3, rank_stabilized=True, decompose=True)
     unet = tiny_unet()
     lora.inject(unet, network, seed=0)
-    tensors = lora.adapter_tensors(unet, network, "lora_unet", torch.float16)
+    tensors = lora.adapter_tensors([lora.Adapted("lora_unet", unet)], network, torch.float16)
     kinds = {name.split(".", 1)[1]: tensor.dtype for name, tensor in tensors.items()}
     half, full = torch.float16, torch.float32
     assert kinds == {"lora_down.weight": half, "lora_up.weight": half, "alpha": full, "dora_scale": full}

@@ -38,7 +38,7 @@ def only_failure(lines: list[bytes]) -> str:
 def train_spec(**changes: Any) -> str:
     image = {"path": "/a.png", "sha256": "aa", "caption": "a"}
     base = {"name": "sd", "checkpoint": "/none/sd.safetensors", "family": "SD 1.x", "tokenizer": "/c", "header_sha256": "", "size": 1, "mtime_ns": 1}
-    spec = {"task": "train_lora", "name": "a", "output": "/a", "base": base, "dataset": {"name": "d", "images": [image]}, "steps": 1}
+    spec = {"task": "train_lora", "name": "a", "output": "/a", "base": base, "datasets": [{"name": "d", "images": [image]}], "steps": 1}
     return json.dumps(spec | changes)
 
 
@@ -74,15 +74,18 @@ def test_a_start_after_a_crash_is_not_lost_in_the_line_that_the_crash_cut_off(tm
 
 
 def test_the_end_of_stdin_stops_the_run_at_once(tmp_path: Path) -> None:
-    # The spec is a fifo: reading it waits for a writer that never comes, as a library call may that takes minutes.
+    # The checkpoint is a fifo: reading it waits for a writer that never comes, as a library call may that takes minutes.
     if not hasattr(os, "mkfifo"):
         pytest.skip("no fifo here")
-    os.mkfifo(tmp_path / "spec.json")
+    os.mkfifo(tmp_path / "sd.safetensors")
+    spec = json.loads(train_spec())
+    spec["base"]["checkpoint"] = str(tmp_path / "sd.safetensors")
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
     done = subprocess.run(
         [sys.executable, "-m", "trainer", "run", str(tmp_path)], cwd=PACK, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
     )
     assert done.returncode == 3
-    assert json.loads(done.stdout)["stopped"] is True
+    assert json.loads(done.stdout.splitlines()[-1])["stopped"] is True
 
 
 @pytest.mark.parametrize("arguments", [[], ["run"], ["train", "x"], ["run", "a", "b"]])

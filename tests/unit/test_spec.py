@@ -24,7 +24,8 @@ BASE: dict[str, Any] = {
 
 def train(image: dict[str, Any] | None = None, **changes: Any) -> TrainLoRASpec:
     dataset = {"name": "food", "images": [{**IMAGE, **(image or {})}]}
-    return TrainLoRASpec.model_validate({"name": "bun", "output": "/loras/bun.safetensors", "base": BASE, "dataset": dataset, "steps": 10} | changes)
+    spec = {"name": "bun", "output": "/loras/bun.safetensors", "base": BASE, "datasets": [dataset], "steps": 10}
+    return TrainLoRASpec.model_validate(spec | changes)
 
 
 def caption(name: str = "food", **changes: Any) -> CaptionSpec:
@@ -51,7 +52,8 @@ def test_a_spec_is_read_as_it_was_written(tmp_path: Path, spec: TrainLoRASpec | 
         ({"network": {"rank": 4, "alhpa": 1}}, "network.alhpa: Extra"),
         ({"base": {**BASE, "colour": 1}}, "base.colour: Extra"),
         ({"sampling": {"prompt": "x"}}, "sampling.prompt: Extra"),
-        ({"dataset": {"name": "d", "images": [{**IMAGE, "weight": 1}]}}, "dataset.images.0.weight: Extra"),
+        ({"datasets": [{"name": "d", "images": [{**IMAGE, "weight": 1}]}]}, "datasets.0.images.0.weight: Extra"),
+        ({"datasets": [{"name": "d", "images": [IMAGE], "framing": {"bucket": 1}}]}, "datasets.0.framing.bucket: Extra"),
     ],
 )
 def test_unknown_keys_are_named(changes: dict[str, Any], key: str) -> None:
@@ -68,9 +70,10 @@ def test_unknown_keys_are_named(changes: dict[str, Any], key: str) -> None:
         ({"precision": "fp8"}, "precision:"),
         ({"network": {"rank": 0}}, "network.rank:"),
         ({"network": {"alpha": 0}}, "network.alpha:"),
-        ({"dataset": {"name": "d", "images": []}}, "dataset.images:"),
-        ({"dataset": {"name": "d", "images": [IMAGE], "resolution": 500}}, "dataset.resolution:"),
-        ({"dataset": {"name": "d", "images": [{**IMAGE, "repeats": 0}]}}, "dataset.images.0.repeats:"),
+        ({"datasets": [{"name": "d", "images": []}]}, "datasets.0.images:"),
+        ({"datasets": []}, "datasets:"),
+        ({"datasets": [{"name": "d", "images": [IMAGE], "framing": {"resolution": 500}}]}, "datasets.0.framing.resolution:"),
+        ({"datasets": [{"name": "d", "images": [{**IMAGE, "repeats": 0}]}]}, "datasets.0.images.0.repeats:"),
         ({"version": 2}, "version:"),
     ],
 )
@@ -103,7 +106,7 @@ def test_specs_cannot_be_changed() -> None:
 def test_where_the_dataset_lies_does_not_matter() -> None:
     assert fingerprint(train(image={"path": "/elsewhere/a.png"})) == fingerprint(train())
     held_out = [{"name": "v", "images": [{**IMAGE, "path": f"/{folder}/a.png"}]} for folder in "xy"]
-    assert fingerprint(train(validation=held_out[0])) == fingerprint(train(validation=held_out[1])) != fingerprint(train())
+    assert fingerprint(train(validation=[held_out[0]])) == fingerprint(train(validation=[held_out[1]])) != fingerprint(train())
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -120,7 +123,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "base saved again": {"base": {**BASE, "mtime_ns": 7}},
     "vae": {"base": {**BASE, "vae": "/vae.safetensors"}},
     "prompt": {"sampling": {"prompts": ["x"]}},
-    "trigger word": {"dataset": {"name": "food", "images": [IMAGE], "trigger_word": "sks"}},
+    "trigger word": {"datasets": [{"name": "food", "images": [IMAGE], "trigger_word": "sks"}]},
+    "crop": {"datasets": [{"name": "food", "images": [IMAGE], "framing": {"crop": "random"}}]},
+    "caption dropout": {"datasets": [{"name": "food", "images": [IMAGE], "caption_use": {"dropout": 0.1}}]},
+    "another caption": {"image": {"more_captions": ["a roll"]}},
+    "mask": {"image": {"mask": "/masks/a.png", "mask_sha256": "dd"}},
+    "clip skip": {"text": {"clip_skip": 2}},
+    "state to go on from": {"checkpointing": {"start": {"run": "/runs/bun-0123456789ab", "step": 5}}},
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save as safetensors_bytes
 
+from ..dataset import Dataset
 from ..spec import TrainLoRASpec, without_folders
 from .network_metadata import metadata_of
 
@@ -30,12 +31,10 @@ def lora_metadata(spec: TrainLoRASpec, tensors: Mapping[str, torch.Tensor], step
 
     `steps`: those taken; `mixed_precision`: as kohya writes it (no, fp16, bf16); `prediction`: epsilon or v.
     """
-    dataset = spec.dataset
-    tags: Counter[str] = Counter()
-    for image in dataset.images:
-        tags.update(tag.strip() for tag in dataset.training_caption(image).split(",") if tag.strip())
-    side = dataset.resolution
-    visits = sum(image.repeats for image in dataset.images)
+    tags = {dataset.name: _tag_frequency(dataset) for dataset in spec.datasets}
+    visits = [sum(image.repeats for image in dataset.images) for dataset in spec.datasets]
+    framing, use = spec.datasets[0].framing, spec.datasets[0].caption_use
+    side = framing.resolution
     metadata = {
         "ss_base_model_version": _BASE_VERSIONS[spec.base.family],
         "ss_sd_model_name": Path(spec.base.checkpoint).name,
@@ -56,11 +55,22 @@ def lora_metadata(spec: TrainLoRASpec, tensors: Mapping[str, torch.Tensor], step
         "ss_zero_terminal_snr": str(spec.objective.zero_terminal_snr),
         "ss_mixed_precision": mixed_precision,
         "ss_seed": str(spec.seed),
-        "ss_clip_skip": "None",
+        "ss_clip_skip": str(spec.text.clip_skip) if spec.text.clip_skip else "None",
+        "ss_max_token_length": str(spec.text.max_tokens),
+        "ss_enable_bucket": str(framing.buckets),
+        "ss_bucket_no_upscale": str(not framing.upscale),
+        "ss_random_crop": str(framing.crop == "random"),
+        "ss_flip_aug": str(framing.flip),
+        "ss_shuffle_caption": str(use.shuffle),
+        "ss_keep_tokens": str(use.keep_tokens),
+        "ss_caption_dropout_rate": str(use.dropout),
+        "ss_caption_tag_dropout_rate": str(use.tag_dropout),
+        "ss_prior_loss_weight": str(spec.prior.weight) if spec.prior else "1.0",
+        "ss_num_reg_images": str(sum(len(dataset.images) for dataset in spec.class_images)),
         "ss_resolution": f"({side}, {side})",
-        "ss_num_train_images": str(visits),
-        "ss_tag_frequency": json.dumps({dataset.name: dict(tags)}, ensure_ascii=False),
-        "ss_datasets": json.dumps([{"name": dataset.name, "num_train_images": visits, "resolution": [side, side]}], ensure_ascii=False),
+        "ss_num_train_images": str(sum(visits)),
+        "ss_tag_frequency": json.dumps(tags, ensure_ascii=False),
+        "ss_datasets": json.dumps([_dataset(dataset, count) for dataset, count in zip(spec.datasets, visits, strict=True)], ensure_ascii=False),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": _ARCHITECTURES.get(f"{spec.base.family} {prediction}", _ARCHITECTURES[spec.base.family]),
         "modelspec.implementation": "https://github.com/huggingface/diffusers",
@@ -70,9 +80,23 @@ def lora_metadata(spec: TrainLoRASpec, tensors: Mapping[str, torch.Tensor], step
         "modelspec.hash_sha256": "0x" + tensors_sha256(tensors),
         "lora_loom.spec": json.dumps(without_folders(spec), sort_keys=True, ensure_ascii=False),
     }
-    if dataset.trigger_word:
-        metadata["modelspec.trigger_phrase"] = dataset.trigger_word
+    trigger_words = dict.fromkeys(dataset.trigger_word for dataset in spec.datasets if dataset.trigger_word)
+    if trigger_words:
+        metadata["modelspec.trigger_phrase"] = ", ".join(trigger_words)
     return metadata
+
+
+def _tag_frequency(dataset: Dataset) -> dict[str, int]:
+    tags: Counter[str] = Counter()
+    for image in dataset.images:
+        for caption in dataset.captions(image):
+            tags.update(tag.strip() for tag in caption.split(",") if tag.strip())
+    return dict(tags)
+
+
+def _dataset(dataset: Dataset, visits: int) -> dict[str, object]:
+    side = dataset.framing.resolution
+    return {"name": dataset.name, "num_train_images": visits, "resolution": [side, side]}
 
 
 def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:

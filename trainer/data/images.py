@@ -1,4 +1,4 @@
-"""Picture files: whether they are whole, and how they become the square that is trained on."""
+"""Picture files: whether they are whole, and how they become the rectangle that is trained on."""
 from functools import lru_cache
 from hashlib import sha256
 from io import BytesIO
@@ -6,7 +6,11 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from .framing import Cut
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+_ORIENTATION = 0x0112
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 class ImageError(ValueError):
@@ -39,6 +43,26 @@ def open_rgb(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def square(image: Image.Image, side: int) -> Image.Image:
-    """Scale the shorter side to `side` pixels and take the middle square."""
-    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+def upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) of the picture upright, from its header."""
+    with Image.open(path) as file:
+        turned = file.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
+        return (file.height, file.width) if turned else file.size
+
+
+def alpha_of(path: Path) -> Image.Image | None:
+    """How opaque each part of the picture is (mode L), upright; None where it has no transparency."""
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file)
+        if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+            return None
+        return image.convert("RGBA").getchannel("A")
+
+
+def cut_out(image: Image.Image, cut: Cut, size: tuple[int, int], resampling: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+    """What `cut` takes of the picture, at `size` (width, height). The picture may have another size than the one `cut` was made for."""
+    across, down = image.width / cut.scaled[0], image.height / cut.scaled[1]
+    box = cut.left * across, cut.top * down, (cut.left + cut.size[0]) * across, (cut.top + cut.size[1]) * down
+    # Rounding must not reach over the edge.
+    part = image.resize(size, resampling, box=(box[0], box[1], min(box[2], image.width), min(box[3], image.height)))
+    return ImageOps.mirror(part) if cut.flip else part

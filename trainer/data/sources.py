@@ -7,8 +7,9 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
-from ..spec import MAX_REPEATS, Dataset, DatasetImage, MissingCaptions
+from ..dataset import MAX_REPEATS, Dataset, DatasetImage, MissingCaptions
 from .captions import METADATA, SIDECAR_SUFFIXES, read_captions
 from .images import SUFFIXES, ImageError, checked_sha256
 
@@ -59,20 +60,30 @@ def signature(folder: Path) -> str:
 
 
 def scan_folder(
-    folder: Path, name: str, *, repeats: int = 1, trigger_word: str = "", missing_captions: MissingCaptions = "refuse"
+    folder: Path,
+    name: str,
+    *,
+    repeats: int = 1,
+    trigger_word: str = "",
+    missing_captions: MissingCaptions = "refuse",
+    caption_lines: bool = False,
+    masks: Path | Literal["alpha"] | None = None,
 ) -> Dataset:
     """Read a folder as a dataset. Every picture is decoded once, so that a broken one is found now.
 
     `repeats` multiplies those of `N_name` folders. With `missing_captions` "use the trigger word", a picture without a caption gets
-    `trigger_word`, or the `name` of its `N_name` folder if there is no trigger word.
+    `trigger_word`, or the `name` of its `N_name` folder if there is no trigger word. `caption_lines`: every line of a caption file is a caption
+    of its own. `masks`: the pictures' alpha channel, or a folder with a picture of the same name (whatever its ending) for each, laid out as
+    `folder` or flat.
 
     Raises:
-        DatasetError: no pictures, broken pictures, two pictures of one name, captions that are wrong; all of them in one message.
+        DatasetError: no pictures, broken pictures, two pictures of one name, captions or masks that are wrong; all of them in one message.
     """
     trigger_word = trigger_word.strip()
     images: list[DatasetImage] = []
     problems: list[str] = []
     unnamed: list[str] = []
+    mask_files = _masks(masks, problems) if isinstance(masks, Path) else {}
     for place, times, class_name in _listing(folder):
         files = _files(place)
         pictures = [f for f in files if _is_picture(f)]
@@ -89,26 +100,63 @@ def scan_folder(
             other = stems.setdefault(Path(picture).stem, picture)
             if other != picture:
                 problems.append(f"{label}{other} and {label}{picture} have one name, so their captions cannot be told apart: rename one")
-        captions = read_captions(place, pictures, files)
+        captions = read_captions(place, pictures, files, caption_lines=caption_lines)
         problems += [label + problem for problem in captions.problems]
         hashes = _check_all([place / picture for picture in pictures])
         for picture, checked in zip(pictures, hashes, strict=True):
             if isinstance(checked, ImageError):
                 problems.append(f"{label}{picture} cannot be read ({checked}): replace or remove it")
                 continue
-            caption = captions.by_file.get(picture)
+            caption, *more = captions.by_file.get(picture, (None,))
             if caption is None and missing_captions == "use the trigger word" and not trigger_word:
                 caption = class_name or None
                 if not caption:
                     unnamed.append(label + picture)
-            images.append(DatasetImage(path=str(place / picture), sha256=checked, caption=caption, repeats=times * repeats))
+            mask, mask_sha256 = None, ""
+            if isinstance(masks, Path):
+                stem = Path(picture).stem
+                found = mask_files.get((place.name if label else "", stem)) or mask_files.get(("", stem))
+                if found is None:
+                    problems.append(f"{label}{picture} has no mask {stem}.png in {masks.name}: add one, white where it is to be trained")
+                    continue
+                mask, mask_sha256 = found
+            images.append(
+                DatasetImage(
+                    path=str(place / picture),
+                    sha256=checked,
+                    caption=caption,
+                    more_captions=tuple(filter(None, more)),
+                    repeats=times * repeats,
+                    mask=mask,
+                    mask_sha256=mask_sha256,
+                )
+            )
     if unnamed:
         problems.append(f"the trigger word is to stand in for missing captions, and it is empty: {listed(unnamed)} would have no caption")
     if problems:
         raise DatasetError(f"{name}: {listed(problems, '; ')}.")
     if not images:
         raise DatasetError(f"{name}: no pictures in it ({', '.join(SUFFIXES)}), nor in subfolders named like 10_name.")
-    return Dataset(name=name, images=tuple(images), trigger_word=trigger_word, missing_captions=missing_captions)
+    return Dataset(
+        name=name,
+        images=tuple(images),
+        trigger_word=trigger_word,
+        missing_captions=missing_captions,
+        mask_from_alpha=masks == "alpha",
+    )
+
+
+def _masks(folder: Path, problems: list[str]) -> dict[tuple[str, str], tuple[str, str]]:
+    """The masks of a folder by (`N_name` folder or nothing, name without ending): path and sha256."""
+    found: dict[tuple[str, str], tuple[str, str]] = {}
+    for place, _, _ in _listing(folder):
+        pictures = [place / name for name in _files(place) if _is_picture(name) and _is_utf8(name)]
+        for path, checked in zip(pictures, _check_all(pictures), strict=True):
+            if isinstance(checked, ImageError):
+                problems.append(f"the mask {path.name} cannot be read ({checked}): replace it")
+            else:
+                found[place.name if place != folder else "", path.stem] = (str(path), checked)
+    return found
 
 
 def _check_all(paths: list[Path]) -> list[str | ImageError]:

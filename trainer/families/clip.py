@@ -1,4 +1,5 @@
 """CLIP text encoders: CLIP-L under transformers' names, ViT-H and bigG under OpenCLIP's (https://github.com/mlfoundations/open_clip)."""
+import math
 from typing import Any
 
 import torch
@@ -6,12 +7,14 @@ from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from ..options import TextOptions
 from ..spec import Base
+from ..typed import SpecError
 from .detect import TextShape
 from .protocol import TextPart
+from .tokens import TOKENS, chunks
 from .weights import filled, read_tensors
 
-TOKENS = 77
 _START, _END = 49406, 49407
 _OPEN_CLIP_PADDING = 0
 _HEAD_WIDTH = 64
@@ -25,14 +28,21 @@ _LAYER_NAMES = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.f
 
 
 def load_text_part(
-    base: Base, shape: TextShape, dtype: torch.dtype, device: torch.device, *, layers: int | None = None, projected: bool = False
+    base: Base,
+    shape: TextShape,
+    tokenizer: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    layers: int | None = None,
+    layer: int | None = None,
+    projected: bool = False,
 ) -> TextPart:
-    """A text encoder of the checkpoint, frozen, with its tokenizer from the local folder that the spec names.
+    """A text encoder of the checkpoint, frozen.
 
-    `layers`: how many of them to keep, all by default. `projected`: with the projection of its pooled output, as
+    `layers`: how many of them to keep, all by default. `layer`: as in TextPart. `projected`: with the projection of its pooled output, as
     CLIPTextModelWithProjection. Raises SpecError if weights are missing.
     """
-    tokenizer = CLIPTokenizer.from_pretrained(base.tokenizer, local_files_only=True, model_max_length=TOKENS)
     state = read_tensors(base.checkpoint, shape.prefix)
     if shape.open_clip:
         state = from_open_clip(state)
@@ -55,7 +65,20 @@ def load_text_part(
     if any(name.startswith("text_model.") for name in encoder.state_dict()):
         state = {name if name.startswith("text_projection.") else f"text_model.{name}": value for name, value in state.items()}
     what = f"{base.name}: the text encoder {shape.prefix}*"
-    return TextPart(filled(encoder, state, dtype, device, what), tokenizer)
+    return TextPart(filled(encoder, state, dtype, device, what), tokenizer, config.pad_token_id, layer)
+
+
+def load_tokenizer(base: Base) -> Any:
+    """CLIP's tokenizer, from the local folder that the spec names."""
+    return CLIPTokenizer.from_pretrained(base.tokenizer, local_files_only=True, model_max_length=TOKENS)
+
+
+def layers_to_keep(base: Base, shape: TextShape, clip_skip: int) -> int:
+    """How many layers are left where the last `clip_skip` - 1 do not count. Raises SpecError if none is."""
+    left = shape.layers - clip_skip + 1
+    if left < 1:
+        raise SpecError(f"clip_skip is {clip_skip}, and a text encoder of {base.name} has {shape.layers} layers: set it to {shape.layers} or less.")
+    return left
 
 
 def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -81,19 +104,28 @@ def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def run(part: TextPart, captions: list[str], *, layers: bool = False) -> Any:
-    """transformers' output for `captions`, each cut or padded to 77 tokens; with `layers` also every layer's output.
+def encode(part: TextPart, captions: list[str], options: TextOptions) -> tuple[Tensor, Tensor | None]:
+    """Embeddings (n, 77 * chunks, width) of `captions`, and (n, width) pooled where the encoder projects; as ComfyUI's CLIPTextEncode gives.
 
-    The encoder says what it is padded with: OpenCLIP pads with token 0, CLIP-L with the end token. Given to the tokenizer as a pad token, 0
-    would also swallow the exclamation marks of a caption.
+    All have as many chunks as the longest: the others end in empty ones. The pooled text is the first chunk's. Emphasis moves a token's embedding
+    away from that of an empty caption at the same place, by its weight.
     """
-    ids = part.tokenizer(captions, truncation=True, max_length=TOKENS).input_ids
-    encoder: Any = part.encoder
-    padding = encoder.config.pad_token_id
-    padded = torch.tensor([row + [padding] * (TOKENS - len(row)) for row in ids], device=encoder.device)
-    return encoder(padded, output_hidden_states=layers)
-
-
-def too_long(part: TextPart, caption: str) -> bool:
-    """Whether the caption has more than 75 tokens."""
-    return len(part.tokenizer(caption, truncation=False).input_ids) > TOKENS
+    rows = [chunks(part.tokenizer, caption, part.padding, emphasis=options.emphasis, most=options.chunks) for caption in captions]
+    for caption, row in zip(captions, rows, strict=True):
+        if not all(math.isfinite(weight) for chunk in row for weight in chunk.weights):
+            raise SpecError(f"a weight in the caption {caption[:80]!r} is not a finite number: write it like (word:1.2).")
+    longest = max(map(len, rows))
+    empty = chunks(part.tokenizer, "", part.padding)
+    flat = [chunk for row in rows for chunk in [*row, *empty * (longest - len(row))]]
+    emphasised = any(weight != 1 for chunk in flat for weight in chunk.weights)
+    device = next(part.encoder.parameters()).device
+    ids = torch.tensor([chunk.ids for chunk in [*flat, *(empty if emphasised else [])]], device=device)
+    output: Any = part.encoder(ids, output_hidden_states=part.layer is not None)
+    hidden: Tensor = output.last_hidden_state if part.layer is None else output.hidden_states[part.layer]
+    if emphasised:
+        weights = torch.tensor([chunk.weights for chunk in flat]).to(hidden).unsqueeze(-1)
+        hidden = hidden[-1:] + (hidden[:-1] - hidden[-1:]) * weights
+    pooled: Tensor | None = getattr(output, "text_embeds", None)
+    if pooled is not None:
+        pooled = pooled[: len(flat)].unflatten(0, (len(rows), longest))[:, 0]
+    return hidden.unflatten(0, (len(rows), longest)).flatten(1, 2), pooled

@@ -6,14 +6,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..options import PredictionKind
+from ..options import PredictionKind, TextOptions
 
 
 @dataclass(frozen=True)
 class Conditioning:
     """Text (and for SDXL size) that a prediction depends on; batched along the first dimension.
 
-    `hidden` (n, 77, width). `pooled` (n, width) and `sizes` (n, 6: original height, width,
+    `hidden` (n, tokens, width), 77 tokens or a multiple. `pooled` (n, width) and `sizes` (n, 6: original height, width,
     crop top, left, target height, width in pixels) only for families that use them.
     """
 
@@ -40,10 +40,14 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class TextPart:
-    """A text encoder with its tokenizer."""
+    """A text encoder with its tokenizer. `padding`: the token that fills a chunk. `layer`: which of its hidden states is used; None: the last
+    one, behind the final norm.
+    """
 
     encoder: nn.Module
     tokenizer: Any
+    padding: int
+    layer: int | None = None
 
 
 class Family(Protocol):
@@ -57,6 +61,10 @@ class Family(Protocol):
     prediction: PredictionKind
     """What the base gives."""
     uses_sizes: bool
+    text_keys: tuple[str, ...]
+    """How a LoRA file's keys for each text encoder begin."""
+    text: TextOptions
+    """How captions are read."""
     alphas_cumprod: Tensor
     """(timesteps,) in fp32 on the CPU: the noise schedule that the base was trained with."""
 
@@ -80,8 +88,16 @@ class Family(Protocol):
         """Embeddings as ComfyUI's CLIPTextEncode gives them, without sizes. Differentiable: the caller says no_grad where it means it."""
         ...
 
-    def too_long(self, parts: list[TextPart], caption: str) -> bool:
+    def too_long(self, caption: str) -> bool:
         """Whether the end of the caption would be cut off."""
+        ...
+
+    def vae_digest(self) -> str:
+        """Changes when the VAE does: what encoded pictures depend on."""
+        ...
+
+    def text_digest(self) -> str:
+        """Changes when the text encoders do, or how captions are read: what encoded captions depend on."""
         ...
 
     def encode_images(self, vae: nn.Module, pixels: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Stable Diffusion 2.x: OpenCLIP ViT-H's penultimate layer behind the final norm; epsilon or v."""
 import torch
 
-from ..options import PredictionKind
+from ..options import PredictionKind, TextOptions
 from ..spec import Base
-from .clip import load_text_part, run
+from .clip import encode, layers_to_keep, load_text_part
 from .detect import UNET, Checkpoint
 from .protocol import Conditioning, TextPart
 from .stable_diffusion import StableDiffusion
@@ -14,26 +14,30 @@ from .weights import read_tensor
 _TELLTALE = UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 _V_SPREAD = 0.09
 _PENULTIMATE_LAYERS = 23
+_OWN_SKIP = 2
 
 
 class StableDiffusion2(StableDiffusion):
     """Predicts epsilon or v, told from one of the UNet's weights."""
 
     name = "SD 2.x"
+    text_keys: tuple[str, ...] = ("lora_te_text_model",)
 
-    def __init__(self, base: Base, checkpoint: Checkpoint) -> None:
-        super().__init__(base, checkpoint, _prediction(base, checkpoint))
+    def __init__(self, base: Base, checkpoint: Checkpoint, text: TextOptions) -> None:
+        super().__init__(base, checkpoint, text, _prediction(base, checkpoint))
 
     def load_text_parts(self, dtype: torch.dtype, device: torch.device) -> list[TextPart]:
-        """ViT-H's text model without its last layer, which SD 2.x does not use."""
+        """ViT-H's text model without the layers that do not count, which is its last one by the base's own way."""
         shape = self.checkpoint.texts[0]
         # Checkpoints that were converted back from diffusers have lost the last layer already.
-        layers = shape.layers if shape.layers == _PENULTIMATE_LAYERS else max(shape.layers - 1, 1)
-        return [load_text_part(self.base, shape, dtype, device, layers=layers)]
+        lost = shape.layers == _PENULTIMATE_LAYERS
+        skip = self.text.clip_skip or min(_OWN_SKIP, shape.layers)
+        layers = layers_to_keep(self.base, shape, max(skip - lost, 1))
+        return [load_text_part(self.base, shape, self.tokenizer, dtype, device, layers=layers)]
 
     def encode_text(self, parts: list[TextPart], captions: list[str]) -> Conditioning:
-        """Embeddings, (len(captions), 77, 1024), as ComfyUI's CLIPTextEncode gives for plain text up to 75 tokens."""
-        return Conditioning(run(parts[0], captions).last_hidden_state)
+        """Embeddings, (len(captions), tokens, 1024), as ComfyUI's CLIPTextEncode gives."""
+        return Conditioning(encode(parts[0], captions, self.text)[0])
 
 
 def _prediction(base: Base, checkpoint: Checkpoint) -> PredictionKind:

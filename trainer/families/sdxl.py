@@ -2,41 +2,44 @@
 import torch
 from torch import Tensor, nn
 
+from ..options import TextOptions
 from ..spec import Base
-from .clip import load_text_part, run
+from .clip import encode, layers_to_keep, load_text_part
 from .detect import Checkpoint
 from .protocol import Conditioning, TextPart
 from .stable_diffusion import StableDiffusion
 
-_PENULTIMATE = -2
+_OWN_SKIP = 2
 
 
 class StableDiffusionXL(StableDiffusion):
     """Predicts epsilon, or v where the file holds a tensor named v_pred (and ztsnr: on a schedule that ends in pure noise)."""
 
     name = "SDXL"
+    text_keys: tuple[str, ...] = ("lora_te1_text_model", "lora_te2_text_model")
     latent_scale = 0.13025
     uses_sizes = True
 
-    def __init__(self, base: Base, checkpoint: Checkpoint) -> None:
+    def __init__(self, base: Base, checkpoint: Checkpoint, text: TextOptions) -> None:
         v = checkpoint.header.has("v_pred")
-        super().__init__(base, checkpoint, "v" if v else "epsilon", zero_terminal_snr=v and checkpoint.header.has("ztsnr"))
+        super().__init__(base, checkpoint, text, "v" if v else "epsilon", zero_terminal_snr=v and checkpoint.header.has("ztsnr"))
 
     def load_text_parts(self, dtype: torch.dtype, device: torch.device) -> list[TextPart]:
         """CLIP-L's and bigG's text models, in this order."""
-        clip_l, big_g = self.checkpoint.texts
-        return [
-            load_text_part(self.base, clip_l, dtype, device),
-            load_text_part(self.base, big_g, dtype, device, projected=True),
-        ]
+        skip = self.text.clip_skip or _OWN_SKIP
+        parts = []
+        for shape, projected in zip(self.checkpoint.texts, (False, True), strict=True):
+            layers_to_keep(self.base, shape, skip)
+            part = load_text_part(self.base, shape, self.tokenizer, dtype, device, layer=-skip, projected=projected)
+            parts.append(part)
+        return parts
 
     def encode_text(self, parts: list[TextPart], captions: list[str]) -> Conditioning:
-        """Embeddings, (len(captions), 77, 2048), and pooled, (len(captions), 1280), as ComfyUI's CLIPTextEncode gives for plain text up to 75
-        tokens: both penultimate layers without the final norm, and bigG's projection of the end token.
+        """Embeddings, (len(captions), tokens, 2048), and pooled, (len(captions), 1280), as ComfyUI's CLIPTextEncode gives: both penultimate
+        layers without the final norm, and bigG's projection of the end token.
         """
-        clip_l, big_g = (run(part, captions, layers=True) for part in parts)
-        hidden = torch.cat([clip_l.hidden_states[_PENULTIMATE], big_g.hidden_states[_PENULTIMATE]], dim=-1)
-        return Conditioning(hidden, big_g.text_embeds)
+        (clip_l, _), (big_g, pooled) = (encode(part, captions, self.text) for part in parts)
+        return Conditioning(torch.cat([clip_l, big_g], dim=-1), pooled)
 
     def predict(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's prediction, same shape as `noisy`. `conditioning` needs pooled and sizes."""

@@ -3,38 +3,46 @@
 Nothing is fetched: the configs are built from the header (`detect.UNetShape`), so distilled variants load too, and the tokenizer's vocabulary
 is a local folder. Parts are loaded one at a time, so that the text encoders and the VAE can go before the UNet comes.
 """
+from functools import cached_property
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from ..options import PredictionKind
+from ..options import PredictionKind, TextOptions
 from ..spec import Base
 from . import clip
-from .detect import Checkpoint
-from .protocol import Conditioning, TextPart
+from .detect import VAE, Checkpoint
+from .protocol import Conditioning
+from .tokens import too_long
 from .unet import empty_unet, load_unet
 from .vae import decode_latents, encode_images, load_vae
+from .weights import weights_digest
 
 LATENT_FACTOR = 8
 TIMESTEPS = 1000
 _PREDICTION_TYPES: dict[PredictionKind, str] = {"epsilon": "epsilon", "v": "v_prediction"}
+_READING = {"clip_skip", "max_tokens", "emphasis"}
 
 
 class StableDiffusion:
     """All but the text encoders, which every family has its own way with."""
 
     name: str
+    text_keys: tuple[str, ...]
     timesteps = TIMESTEPS
     latent_channels = 4
     latent_factor = LATENT_FACTOR
     latent_scale = 0.18215
     uses_sizes = False
 
-    def __init__(self, base: Base, checkpoint: Checkpoint, prediction: PredictionKind = "epsilon", zero_terminal_snr: bool = False) -> None:
+    def __init__(
+        self, base: Base, checkpoint: Checkpoint, text: TextOptions, prediction: PredictionKind = "epsilon", zero_terminal_snr: bool = False
+    ) -> None:
         self.base = base
         self.checkpoint = checkpoint
+        self.text = text
         self.prediction = prediction
         self._schedule: dict[str, Any] = {
             "num_train_timesteps": TIMESTEPS,
@@ -57,9 +65,23 @@ class StableDiffusion:
         """The VAE, frozen, in fp32: in fp16 it makes NaN of some pictures."""
         return load_vae(self.base, self.latent_scale, device)
 
-    def too_long(self, parts: list[TextPart], caption: str) -> bool:
+    @cached_property
+    def tokenizer(self) -> Any:
+        """CLIP's, which all text encoders of these families share."""
+        return clip.load_tokenizer(self.base)
+
+    def too_long(self, caption: str) -> bool:
         """Whether the end of the caption would be cut off."""
-        return any(clip.too_long(part, caption) for part in parts)
+        return too_long(self.tokenizer, caption, emphasis=self.text.emphasis, most=self.text.chunks)
+
+    def vae_digest(self) -> str:
+        """Changes when the VAE does: what encoded pictures depend on."""
+        return weights_digest(self.base.vae, ("",)) if self.base.vae else weights_digest(self.base.checkpoint, (VAE,))
+
+    def text_digest(self) -> str:
+        """Changes when the text encoders do, or how captions are read: what encoded captions depend on."""
+        weights = weights_digest(self.base.checkpoint, tuple(shape.prefix for shape in self.checkpoint.texts))
+        return f"{weights} {self.text.model_dump_json(include=_READING)}"
 
     def encode_images(self, vae: AutoencoderKL, pixels: Tensor) -> Tensor:
         """Scaled latents, (n, 4, h/8, w/8) in fp32, of `pixels` (n, 3, h, w) in [-1, 1]: the mean of the VAE's distribution."""

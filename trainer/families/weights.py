@@ -1,4 +1,7 @@
 """Tensors out of a single file and into a model that was built without any."""
+import hashlib
+import json
+import struct
 from typing import Any
 
 import torch
@@ -6,6 +9,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..typed import SpecError
+
+_SEEN_BYTES = 4096
 
 
 def read_tensors(path: str, prefix: str) -> dict[str, Tensor]:
@@ -18,6 +23,23 @@ def read_tensor(path: str, name: str) -> Tensor:
     """One tensor of `path`. `name` has to be there."""
     with safe_open(path, framework="pt") as file:
         return file.get_tensor(name)
+
+
+def weights_digest(path: str, prefixes: tuple[str, ...]) -> str:
+    """64 hex digits that differ for different weights under `prefixes`: names, types, shapes and the beginning of every tensor.
+
+    Reading a hundredth of the bytes tells any two trainings' weights apart: there is no tensor of which a training leaves the beginning alone.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        for name in sorted(name for name in header if name.startswith(prefixes) and name != "__metadata__"):
+            start, end = header[name]["data_offsets"]
+            file.seek(8 + length + start)
+            digest.update(f"{name} {header[name]['dtype']} {header[name]['shape']}\0".encode())
+            digest.update(file.read(min(end - start, _SEEN_BYTES)))
+    return digest.hexdigest()
 
 
 def filled(model: Any, state: dict[str, Tensor], dtype: torch.dtype, device: torch.device, what: str) -> Any:

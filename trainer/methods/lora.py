@@ -1,10 +1,11 @@
-"""Adapters on the UNet through peft's own layers, saved under the names that kohya and LyCORIS gave them and ComfyUI reads.
+"""Adapters on the UNet and the text encoders through peft's own layers, saved under the names that kohya and LyCORIS gave them and ComfyUI reads.
 
 LoRA (https://arxiv.org/abs/2106.09685), rsLoRA (https://arxiv.org/abs/2312.03732), DoRA (https://arxiv.org/abs/2402.09353),
 LoHa (https://arxiv.org/abs/2108.06098), LoKr (https://arxiv.org/abs/2309.14859).
 """
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 
 from ..data.order import generator
 from ..options import Network
-from .targets import Size, plan
+from .targets import Size, plan, plan_text
 
-_ADAPTER = "default"
+ADAPTER = "default"
 
 
 def inject(unet: nn.Module, network: Network, seed: int) -> list[nn.Parameter]:
@@ -27,28 +28,54 @@ def inject(unet: nn.Module, network: Network, seed: int) -> list[nn.Parameter]:
     One factor of each layer starts at zero and the others are drawn from `seed`, so the model computes what it did before. fp32 is what
     GradScaler needs ("Attempting to unscale FP16 gradients") and what small updates need under bf16. Raises SpecError as `plan` does.
     """
-    config = _config(network, plan(unet, network))
+    return _inject(unet, plan(unet, network), network, generator(seed, "init"))
+
+
+def inject_text(encoder: nn.Module, network: Network, seed: int, number: int) -> list[nn.Parameter]:
+    """The same for text encoder `number` of a base."""
+    return _inject(encoder, plan_text(encoder, network), network, generator(seed, "init text", number))
+
+
+def _inject(model: nn.Module, sizes: dict[str, Size], network: Network, chance: torch.Generator) -> list[nn.Parameter]:
+    config = _config(network, sizes)
     with torch.random.fork_rng():
         # peft draws from the global generator.
-        torch.manual_seed(generator(seed, "init").initial_seed())
-        inject_adapter_in_model(config, unet, adapter_name=_ADAPTER)
+        torch.manual_seed(chance.initial_seed())
+        inject_adapter_in_model(config, model, adapter_name=ADAPTER)
     # New layers come in training mode, where they draw from the global generator, even in a model that is not.
-    unet.train(unet.training)
-    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    model.train(model.training)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.data = parameter.data.float()
-    for _, layer in _layers(unet):
+    for _, layer in _layers(model):
         if network.decompose:
             # peft takes the norm in the model's precision but divides by one taken in the layer's: in fp32 the two start equal.
-            magnitude = layer.lora_magnitude_vector[_ADAPTER]
+            magnitude = layer.lora_magnitude_vector[ADAPTER]
             weight = layer.get_base_layer().weight.detach().float()
             magnitude.weight.data = magnitude.get_weight_norm(weight, torch.zeros_like(weight), 1.0)
     return parameters
 
 
-def parameters_by_name(unet: nn.Module) -> dict[str, Tensor]:
-    """The trainable tensors by module name, as they are: what a state holds. Writing into them changes the model."""
-    return {name: parameter.data for name, parameter in unet.named_parameters() if parameter.requires_grad}
+@dataclass(frozen=True)
+class Adapted:
+    """A model with the adapter's layers in it, and how its keys begin in the adapter's file (lora_unet, lora_te_text_model, ...)."""
+
+    prefix: str
+    model: nn.Module
+
+    def key(self, module: str) -> str:
+        """The file's key for a module of the model. transformers 4 calls the text model's parts text_model.*, 5 does not."""
+        return f"{self.prefix}_{module.removeprefix('text_model.').replace('.', '_')}"
+
+
+def parameters_by_name(adapted: Iterable[Adapted]) -> dict[str, Tensor]:
+    """The trainable tensors by model and module, as they are: what a state holds. Writing into them changes the models."""
+    return {
+        f"{one.prefix}.{name}": parameter.data
+        for one in adapted
+        for name, parameter in one.model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def trained_with_dropout(network: Network) -> bool:
@@ -56,19 +83,18 @@ def trained_with_dropout(network: Network) -> bool:
     return network.dropout > 0
 
 
-def adapter_tensors(unet: nn.Module, network: Network, prefix: str = "lora_unet", dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+def adapter_tensors(adapted: Iterable[Adapted], network: Network, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
     """The file's tensors, `<prefix>_<module with _>.<tensor>`, on the CPU: factors in `dtype`, `.alpha` () and `.dora_scale` in fp32.
 
     A reader multiplies by alpha / rank, so alpha also carries rsLoRA's sqrt(rank). fp32 keeps both exact: a rounded `dora_scale` would
     change the base's weights by as much as a training does.
     """
     tensors: dict[str, Tensor] = {}
-    for module, layer in _layers(unet):
-        key = f"{prefix}_{module.replace('.', '_')}"
-        scale = layer.scaling[_ADAPTER]
+    for key, layer in keyed_layers(adapted):
+        scale = layer.scaling[ADAPTER]
         factors = _FACTORS[network.kind](layer, scale)
         tensors |= {f"{key}.{name}": factor.detach().to("cpu", dtype).contiguous() for name, factor in factors.items()}
-        tensors[f"{key}.alpha"] = torch.tensor(scale * layer.r[_ADAPTER], dtype=torch.float32)
+        tensors[f"{key}.alpha"] = torch.tensor(scale * layer.r[ADAPTER], dtype=torch.float32)
         if network.decompose:
             tensors[f"{key}.dora_scale"] = _dora_scale(layer, scale).to("cpu", torch.float32).contiguous()
     return tensors
@@ -100,6 +126,13 @@ def _config(network: Network, sizes: dict[str, Size]) -> LoraConfig | LoHaConfig
     return LoKrConfig(**common, init_weights="lycoris", decompose_factor=network.lokr_factor or -1)
 
 
+def keyed_layers(adapted: Iterable[Adapted]) -> Iterator[tuple[str, Any]]:
+    """peft's layers with their keys in the file."""
+    for one in adapted:
+        for module, layer in _layers(one.model):
+            yield one.key(module), layer
+
+
 def _layers(unet: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in unet.named_modules():
         if isinstance(module, LoraLayer | LoHaLayer | LoKrLayer):
@@ -107,16 +140,16 @@ def _layers(unet: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _lora_factors(layer: Any, scale: float) -> dict[str, Tensor]:
-    return {"lora_down.weight": layer.lora_A[_ADAPTER].weight, "lora_up.weight": layer.lora_B[_ADAPTER].weight}
+    return {"lora_down.weight": layer.lora_A[ADAPTER].weight, "lora_up.weight": layer.lora_B[ADAPTER].weight}
 
 
 def _loha_factors(layer: Any, scale: float) -> dict[str, Tensor]:
-    return {name: getattr(layer, name)[_ADAPTER] for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")}
+    return {name: getattr(layer, name)[ADAPTER] for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")}
 
 
 def _lokr_factors(layer: Any, scale: float) -> dict[str, Tensor]:
     names = ("lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
-    factors = {name: getattr(layer, name)[_ADAPTER] for name in names if _ADAPTER in getattr(layer, name)}
+    factors = {name: getattr(layer, name)[ADAPTER] for name in names if ADAPTER in getattr(layer, name)}
     if "lokr_w2" in factors:
         # Two full factors have no rank to divide alpha by, and readers ignore alpha.
         factors["lokr_w1"] = factors["lokr_w1"] * scale
@@ -134,8 +167,8 @@ def _dora_scale(layer: Any, scale: float) -> Tensor:
     """
     weight = layer.get_base_layer().weight.detach().float()
     rows = (-1, *[1] * (weight.dim() - 1))
-    up, down = layer.lora_B[_ADAPTER].weight.detach(), layer.lora_A[_ADAPTER].weight.detach()
+    up, down = layer.lora_B[ADAPTER].weight.detach(), layer.lora_A[ADAPTER].weight.detach()
     delta = scale * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
-    magnitude = layer.lora_magnitude_vector[_ADAPTER].weight.detach().reshape(rows)
+    magnitude = layer.lora_magnitude_vector[ADAPTER].weight.detach().reshape(rows)
     base_norm, adapted_norm = (part.flatten(1).norm(dim=1).reshape(rows) for part in (weight, weight + delta))
     return magnitude / adapted_norm * base_norm

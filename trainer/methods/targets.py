@@ -1,4 +1,4 @@
-"""Which layers of a UNet are adapted, and with which rank and alpha.
+"""Which layers of a UNet or a text encoder are adapted, and with which rank and alpha.
 
 Names are diffusers' (`down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`). Only shapes are looked at, so a model on the meta
 device is enough to find out whether a request can be carried out.
@@ -22,6 +22,8 @@ _PRESETS: dict[Targets, str] = {
     "transformer": _TRANSFORMER,
     "transformer+conv": rf"{_TRANSFORMER}|{_CONVOLUTIONS}",
 }
+_TEXT_ATTENTION = r".*\.self_attn\.(?:[qkv]_proj|out_proj)"
+_TEXT_MLP = r".*\.mlp\.fc[12]"
 _EXAMPLES = 3
 
 
@@ -54,6 +56,13 @@ def plan(unet: nn.Module, network: Network) -> dict[str, Size]:
     if not adapted:
         raise SpecError("block_ranks leaves out every layer: give at least one block a rank above 0.")
     return adapted
+
+
+def plan_text(encoder: nn.Module, network: Network) -> dict[str, Size]:
+    """The adapted layers of a text encoder: its attention, and its MLP too unless the targets are attention alone. All have the common rank."""
+    pattern = _TEXT_ATTENTION if network.targets == "attention" else f"{_TEXT_ATTENTION}|{_TEXT_MLP}"
+    size = Size(network.rank, network.alpha)
+    return {name: size for name, module in encoder.named_modules() if isinstance(module, nn.Linear) and re.fullmatch(pattern, name)}
 
 
 def _is_chosen(name: str, module: nn.Module, network: Network) -> bool:
