@@ -22,11 +22,14 @@ from trainer.families.detect import describe_checkpoint
 from trainer.families.protocol import Conditioning, Family
 from trainer.methods import lora
 from trainer.objective import add_noise
-from trainer.options import Network
+from trainer.options import Network, TextOptions
 from trainer.spec import Base
 
 # With a word that ends in an exclamation mark, which is what OpenCLIP pads with.
 CAPTION = "a red apple on a table, wow!"
+LONG = ", ".join(f"(apple {number}:1.{number % 4})" if number % 3 else f"a lemon of kind {number}" for number in range(30))
+# What is read how, and ComfyUI's setting for it.
+READINGS = {"long and emphasised": (LONG, TextOptions(max_tokens=225, emphasis=True), None), "clip skip": (CAPTION, TextOptions(clip_skip=3), -3)}
 TIMESTEPS = (1, 500, 999)
 SIZES = (96, 160, 8, 16, 128, 64)
 _WIDE = (320, 320, 320, 320)
@@ -43,7 +46,7 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-def our_family(checkpoint: Path, tokenizer: Path) -> Family:
+def our_family(checkpoint: Path, tokenizer: Path, text: TextOptions = TextOptions()) -> Family:  # noqa: B008 - it is immutable
     described = describe_checkpoint(checkpoint)
     return load_family(
         Base(
@@ -54,7 +57,8 @@ def our_family(checkpoint: Path, tokenizer: Path) -> Family:
             header_sha256=described.header.sha256,
             size=0,
             mtime_ns=0,
-        )
+        ),
+        text,
     )
 
 
@@ -72,6 +76,13 @@ def main(name: str, folder: Path) -> None:
     with torch.inference_mode():
         text = family.encode_text(family.load_text_parts(torch.float32, cpu), [CAPTION])
         gc.collect()
+        readings = {}
+        for name, (caption, options, _) in READINGS.items():
+            reader = our_family(checkpoint, Path(family.base.tokenizer), options)
+            readings[name] = reader.encode_text(reader.load_text_parts(torch.float32, cpu), [caption]).hidden
+            gc.collect()
+        text_tensors, adapted_text = random_text_adapter(family)
+        gc.collect()
         unet = family.load_unet(torch.float32, cpu)
         latents = torch.randn(1, 4, 16, 16, generator=generator(0, "latents"))
         noise = torch.randn(1, 4, 16, 16, generator=generator(0, "noise"))
@@ -84,12 +95,19 @@ def main(name: str, folder: Path) -> None:
         ours = predictions(unet)
         tensors = random_adapter(unet)
         ours_adapted = predictions(unet)
-        write_safetensors(folder / "adapter.safetensors", tensors)
+        write_safetensors(folder / "adapter.safetensors", tensors | text_tensors)
         del unet
         gc.collect()
         model, clip, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False)
         their_text, their_pooled = clip.encode_from_tokens(clip.tokenize(CAPTION), return_pooled=True)
-        adapted, _ = comfy.sd.load_lora_for_models(model, clip, comfy.utils.load_torch_file(str(folder / "adapter.safetensors")), 1.0, 1.0)
+        differ = {}
+        for name, (caption, _, layer) in READINGS.items():
+            reading = clip.clone()
+            if layer:
+                reading.clip_layer(layer)
+            differ[name] = relative(readings[name], reading.encode_from_tokens(reading.tokenize(caption)))
+        adapted, adapted_clip = comfy.sd.load_lora_for_models(model, clip, comfy.utils.load_torch_file(str(folder / "adapter.safetensors")), 1.0, 1.0)
+        their_adapted_text = adapted_clip.encode_from_tokens(adapted_clip.tokenize(CAPTION))
         theirs = [_their_prediction(model.model, latents, noise, t, text) for t in TIMESTEPS]
         adapted.patch_model(device_to=cpu)
         theirs_adapted = [_their_prediction(adapted.model, latents, noise, t, text) for t in TIMESTEPS]
@@ -98,6 +116,9 @@ def main(name: str, folder: Path) -> None:
         "trainer": [family.name, family.prediction],
         "text": relative(text.hidden, their_text),
         "pooled": None if text.pooled is None else relative(text.pooled, their_pooled),
+        "readings": differ,
+        "adapted text": relative(adapted_text, their_adapted_text),
+        "text delta": relative(their_text, their_adapted_text),
         "unet": [relative(a, b) for a, b in zip(ours, theirs, strict=True)],
         "adapted": [relative(a, b) for a, b in zip(ours_adapted, theirs_adapted, strict=True)],
         "delta": [relative(a, b) for a, b in zip(theirs, theirs_adapted, strict=True)],
@@ -107,13 +128,27 @@ def main(name: str, folder: Path) -> None:
     print(json.dumps(told))
 
 
+def random_text_adapter(family: Family) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """A LoRA with a delta in every layer of the text encoders: the tensors of its file, and the caption's embeddings with it."""
+    network = Network(rank=4, alpha=3.0)
+    parts = family.load_text_parts(torch.float32, torch.device("cpu"))
+    for number, part in enumerate(parts):
+        randomise(lora.inject_text(part.encoder, network, 0, number))
+    adapted = [lora.Adapted(prefix, part.encoder) for prefix, part in zip(family.text_keys, parts, strict=True)]
+    return lora.adapter_tensors(adapted, network), family.encode_text(parts, [CAPTION]).hidden
+
+
+def randomise(parameters: list[torch.nn.Parameter]) -> None:
+    for number, parameter in enumerate(parameters):
+        noise = torch.randn(parameter.shape, generator=generator(0, "delta", number)) * 0.1
+        parameter.data = noise.half().float()  # as the file stores it
+
+
 def random_adapter(unet: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Put a LoRA with a delta in every layer into `unet`; the tensors of its file."""
     # alpha is not rank, so that a scale that is forgotten shows.
     network = Network(rank=4, alpha=3.0)
-    for number, parameter in enumerate(lora.inject(unet, network, seed=0)):
-        noise = torch.randn(parameter.shape, generator=generator(0, "delta", number)) * 0.1
-        parameter.data = noise.half().float()  # as the file stores it
+    randomise(lora.inject(unet, network, seed=0))
     return lora.adapter_tensors([lora.Adapted("lora_unet", unet)], network)
 
 
