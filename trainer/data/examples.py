@@ -17,6 +17,8 @@ from .framing import Cut, cuts
 from .images import alpha_of, cut_out, open_rgb, upright_size
 from .sources import listed
 
+_NAMED = 5
+
 
 @dataclass(frozen=True)
 class Example:
@@ -70,9 +72,9 @@ class Encoder:
         self._emit(Phase(name=phase, done=len(whole), total=len(whole)))
         of = f"of {len(whole)} pictures"
         if enlarged:
-            self._emit(Warned(message=f"{len(enlarged)} {of} are smaller than they are trained at and were enlarged: {listed(enlarged)}."))
+            self._emit(Warned(message=f"{len(enlarged)} {of} are smaller than they are trained at and were enlarged: {_few(enlarged)}."))
         if unseen:
-            self._emit(Warned(message=f"{len(unseen)} {of} have a mask that is all black where they are trained: {listed(unseen)}."))
+            self._emit(Warned(message=f"{len(unseen)} {of} have a mask that is all black where they are trained: {_few(unseen)}."))
         return found
 
     def _example(self, dataset: Dataset, image: DatasetImage) -> tuple[Example, bool]:
@@ -96,6 +98,11 @@ class Encoder:
             # Each latent counts by the mean of the pixels that it stands for.
             entry["mask"] = torch.stack([_grey(cut_out(mask, cut, (width, height), Image.Resampling.BOX)) for cut in rectangles])
         return entry
+
+
+def _few(names: list[str]) -> str:
+    """A warning is to be read at a glance."""
+    return listed(names) if len(names) <= _NAMED else f"{listed(names[:_NAMED])} and {len(names) - _NAMED} more"
 
 
 def _mask_file(image: DatasetImage) -> Image.Image | None:
