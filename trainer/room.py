@@ -14,9 +14,11 @@ _OPTIMIZER_COPIES = 4
 
 def check_disk(spec: TrainLoRASpec, run: Path, parameters: int) -> None:
     """Refuse a run of so many trained `parameters` whose states, pictures and adapter do not fit. Raises SpecError with both sizes."""
-    # In fp32: the weights, their average, and what the optimiser keeps; one state more than are kept exists while one is being replaced.
+    # In fp32: the weights, their average, and what the optimiser keeps; one state more than are kept exists while one is being replaced, and
+    # another is that of the best step.
     copies = 1 + bool(spec.optimizer.ema_decay) + _OPTIMIZER_COPIES
-    states = (spec.checkpointing.keep_last + 1) * copies * 4 * parameters
+    best = spec.checkpointing.keep_best or spec.checkpointing.adapter == "best"
+    states = (spec.checkpointing.keep_last + 1 + best) * copies * 4 * parameters
     drawings = len(spec.sampling.prompts) * (2 + (spec.steps // spec.sampling.every_steps if spec.sampling.every_steps else 0))
     pictures = drawings * spec.sampling.width * spec.sampling.height * _SAMPLE_BYTES_PER_PIXEL
     # An adapter exists twice while it is being replaced.
