@@ -17,6 +17,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from trainer.assembly import compile_blocks
 from trainer.families.protocol import Conditioning
 from trainer.families.sd1 import StableDiffusion1
 from trainer.families.sdxl import StableDiffusionXL
@@ -124,6 +125,7 @@ class Subject:
             loss_of=loss_of,
             names_of=lambda number: ["random numbers"],
             parameters=self.parameters,
+            rates=[1.0],
             optimizer=self.optimizer,
             accelerator=self.accelerator,
             learning_rate=lambda step: _LEARNING_RATE,
@@ -152,16 +154,12 @@ class Subject:
 def _compile(unet: UNet2DConditionModel, way: str, backend: str) -> None:
     if not way:
         return
-    # Every width and size of a block is a compilation of its own; beyond the limit dynamo would go on without any.
-    torch._dynamo.config.recompile_limit = 256
     torch._dynamo.config.accumulated_recompile_limit = 1024
+    # Each batch gets kernels of its own size, as it has in a training of its own.
     if way == "whole":
-        # As the trainer does, but that each batch gets kernels of its own size, as it has in a training of its own.
         unet.compile(backend=backend, dynamic=False)
-        return
-    for module in unet.modules():
-        if type(module).__name__ in ("BasicTransformerBlock", "ResnetBlock2D"):
-            module.compile(backend=backend, dynamic=False)
+    else:
+        compile_blocks(unet, backend=backend, dynamic=False)
 
 
 def measure(subject: Subject, batch: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ core's progress messages on the websocket, the bare loop's lines.
 """
 import asyncio
 import json
+import math
 import os
 import signal
 import statistics
@@ -20,8 +21,9 @@ from typing import Any
 
 from comfy_server import Server
 from processes import CPU_TICK_SECONDS, PeakWatch, cpu_seconds, peak_mib
-from safetensors import safe_open
 from sizes import ALPHA, LEARNING_RATE, PICTURES, RANK, SEED, Size, write_pictures
+
+from trainer.adapters.files import read_header
 
 HERE = Path(__file__).resolve().parent
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
@@ -243,15 +245,7 @@ def _step_seconds(times: dict[int, float], warm_up: int) -> list[float]:
 
 def _weights(adapter: Path) -> int:
     """Trained numbers in a file; `.alpha` is none."""
-    total = 0
-    with safe_open(adapter, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 - it is no dictionary
-            if not name.endswith(".alpha"):
-                size = 1
-                for side in file.get_slice(name).get_shape():
-                    size *= side
-                total += size
-    return total
+    return sum(math.prod(tensor.shape) for name, tensor in read_header(adapter).tensors.items() if not name.endswith(".alpha"))
 
 
 def _emit_seconds(events_file: Path) -> float:

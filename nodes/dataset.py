@@ -92,7 +92,7 @@ class LoomDatasetFromFolder(io.ComfyNode):
             trigger_word=trigger_word,
             missing_captions=missing_captions,
             caption_lines=caption_lines,
-            masks={_NO_MASKS: None, _ALPHA: "alpha"}.get(masks) if masks in (_NO_MASKS, _ALPHA) else dataset_folder(masks),
+            masks=None if masks == _NO_MASKS else "alpha" if masks == _ALPHA else dataset_folder(masks),
         )
         return io.NodeOutput((dataset,))
 

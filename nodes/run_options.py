@@ -95,7 +95,9 @@ class LoomHardware(io.ComfyNode):
                 io.Boolean.Input(
                     "gradient_checkpointing", default=False, tooltip="Much less memory for about a third more time: parts are computed again."
                 ),
-                io.Boolean.Input("compile", default=False, tooltip="Compile the UNet with torch: faster steps after minutes of compiling."),
+                io.Boolean.Input(
+                    "compile", default=False, tooltip="Compile the UNet's blocks with torch: faster steps, after each block has been compiled once."
+                ),
                 io.Boolean.Input("channels_last", default=False, tooltip="Another order of the UNet's numbers in memory; faster on some GPUs."),
                 io.Combo.Input(
                     "base_format",

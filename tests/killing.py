@@ -3,6 +3,7 @@
 An attempt as a process of its own would spend most of its time importing. The process is apart from pytest's, where other tests have started
 threads that do not survive a fork.
 """
+import importlib
 import json
 import os
 import signal
@@ -50,10 +51,8 @@ class Nursery:
 
 
 def _serve() -> None:
-    # This is what takes seconds.
-    import trainer.families.sd1
-    import trainer.job
-    import trainer.training  # noqa: F401
+    for module in ("trainer.job", "trainer.training", "trainer.families.sd1"):
+        importlib.import_module(module)  # this is what takes seconds
 
     torch.set_num_threads(1)
     for line in sys.stdin:

@@ -69,7 +69,7 @@ def assemble(spec: TrainLoRASpec, family: Family, accelerator: Accelerator, weig
     if spec.network.start_from:
         take_over(adapted, spec.network, Path(spec.network.start_from.path))
     if hardware.compile:
-        _compile_blocks(unet)
+        compile_blocks(unet)
     optimizer = build(spec.optimizer, groups, spec.learning_rate)
     unet, *encoders, optimizer = accelerator.prepare(unet, *(part.encoder for part in parts), optimizer)
     if isinstance(texts, LiveTexts) and parts:
@@ -79,15 +79,17 @@ def assemble(spec: TrainLoRASpec, family: Family, accelerator: Accelerator, weig
     return Models(unet, encoders, tuple(adapted), trained, rates, optimizer)
 
 
-def _compile_blocks(unet: nn.Module) -> None:
+def compile_blocks(unet: nn.Module, **options: Any) -> None:
     """Compile the blocks that the UNet repeats, where nearly all of its time goes: those of one shape share what was compiled once, so that it
     takes a fraction of compiling the whole (https://huggingface.co/docs/diffusers/optimization/fp16#regional-compilation).
+
+    `options`: of torch.compile.
     """
     # A block of each width, and each bucket, is another program of one piece of code; past the limit torch falls back in silence.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _PROGRAMS)
     for module in unet.modules():
         if type(module).__name__ in _REPEATED:
-            module.compile()
+            module.compile(**options)
 
 
 def check_hardware(spec: TrainLoRASpec) -> None:

@@ -18,12 +18,6 @@ from .sampling import Sampler, save_png
 from .spec import TrainLoRASpec
 
 
-def wanted(spec: TrainLoRASpec) -> int:
-    """How many pictures the base has to draw."""
-    given = sum(len(dataset.images) for dataset in spec.class_images)
-    return max(0, spec.prior.num_class_images - given) if spec.prior and spec.prior.class_prompt else 0
-
-
 def draw_class_images(
     spec: TrainLoRASpec,
     family: Family,
@@ -37,10 +31,12 @@ def draw_class_images(
 
     None if none is wanted. `weights`: the number format of the base.
     """
-    count = wanted(spec)
-    if not count or spec.prior is None:
+    prior, side = spec.prior, spec.datasets[0].framing.resolution
+    if prior is None or not prior.class_prompt:
         return None
-    side, prior = spec.datasets[0].framing.resolution, spec.prior
+    count = prior.num_class_images - sum(len(dataset.images) for dataset in spec.class_images)
+    if count <= 0:
+        return None
     sampling = Sampling(prompts=(prior.class_prompt,), steps=prior.steps, guidance_scale=prior.guidance_scale, width=side, height=side)
     prediction, zero_terminal_snr = prediction_kind(spec.objective, family.prediction), spec.objective.zero_terminal_snr
     base = (spec.base.header_sha256, spec.base.size, family.text_digest(), family.vae_digest())
@@ -57,9 +53,8 @@ def draw_class_images(
             with accelerator.autocast():
                 latents = sampler.draw(text, sampling, index, lambda: False)
             assert latents is not None
-            pixels = family.decode_latents(preparation.vae.to(accelerator.device), latents)[0]
             unfinished = files[index].with_suffix(".unfinished.png")
-            save_png(pixels, unfinished)
+            save_png(preparation.pixels(latents), unfinished)
             os.replace(unfinished, files[index])
     images = tuple(DatasetImage(path=str(file), sha256=sha256(file.read_bytes()).hexdigest(), caption=prior.class_prompt) for file in files)
     return Dataset(name="class images", images=images, framing=Framing(resolution=side, buckets=False))

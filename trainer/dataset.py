@@ -59,7 +59,7 @@ class CaptionUse(Model):
     """
 
     shuffle: bool = False
-    keep_tokens: int = Field(default=0, ge=0, le=1000)
+    keep_tokens: int = Field(default=1, ge=0, le=1000)
     dropout: float = Field(default=0.0, ge=0, le=1)
     tag_dropout: float = Field(default=0.0, ge=0, lt=1)
 

@@ -58,7 +58,8 @@ def _threads(processes: int) -> str:
 
 def _outcome(code: int, events: Path, before: int) -> ExitCode:
     said_something = events.is_file() and events.stat().st_size > before
-    last: Event | None = deque(read_events(events), maxlen=1)[-1] if said_something else None
+    newest: deque[Event] = deque(read_events(events) if said_something else (), maxlen=1)
+    last = newest[0] if newest else None
     if isinstance(last, Finished) and not code:
         return ExitCode.STOPPED if last.stopped else ExitCode.FINISHED
     return ExitCode.FAILED

@@ -1,9 +1,11 @@
 """Which device and number format a run uses."""
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from .spec import Precision
 from .typed import SpecError
@@ -32,7 +34,8 @@ def choose(precision: Precision, cuda: bool) -> Formats:
 
 def accelerator(formats: Formats) -> Accelerator:
     """Autocast, and for fp16 the GradScaler, come from here."""
-    return Accelerator(mixed_precision=formats.name)
+    # Several processes wait for the first one while it encodes and draws, for which torch's own ten minutes are too short.
+    return Accelerator(mixed_precision=formats.name, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
 
 
 def peak_memory(device: torch.device) -> int:

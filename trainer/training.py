@@ -76,7 +76,6 @@ class LoRATraining:
         if self.state:
             self._load(self.state)
             position = Position(self.state.step, self.state.draws)
-        share = self.accelerator.process_index, self.accelerator.num_processes
         self.denoising = Denoising(
             self.family,
             self.models.unet,
@@ -87,7 +86,7 @@ class LoRATraining:
             prior=self._visits(self.data.prior, generator(spec.seed, "prior").initial_seed()) if self.data.prior else None,
             prior_weight=spec.prior.weight if spec.prior else 1.0,
             dropout=lora.trained_with_dropout(spec.network),
-            share=share,
+            share=self._share,
         )
         self.loop = Loop(
             models=self.models.trained,
@@ -165,8 +164,12 @@ class LoRATraining:
             return self.preparation.prepared(class_images)
 
     def _visits(self, examples: list[Example], seed: int) -> Visits:
-        share = self.accelerator.process_index, self.accelerator.num_processes
-        return Visits(examples, self.data.texts, self.spec.batch_size, seed, self.family.uses_sizes, share)
+        return Visits(examples, self.data.texts, self.spec.batch_size, seed, self.family.uses_sizes, self._share)
+
+    @property
+    def _share(self) -> tuple[int, int]:
+        """Which process this is, of how many."""
+        return self.accelerator.process_index, self.accelerator.num_processes
 
     def _due(self, step: int) -> bool:
         sampling, checkpointing = self.spec.sampling, self.spec.checkpointing
@@ -221,10 +224,8 @@ class LoRATraining:
             latents = sampler.draw(text, sampling, index, self.channel.stop_requested)
             if latents is None:
                 return
-            pixels = self.family.decode_latents(self.preparation.vae.to(device), latents)[0]
-            self.preparation.vae.to("cpu")
             file = f"samples/step-{step:08d}-{index}.png"
-            save_png(pixels, self.folder / file)
+            save_png(self.preparation.pixels(latents), self.folder / file)
             self._emit(Sample(step=step, prompt=prompt, file=file))
 
     def _save_state(self) -> None:

@@ -46,7 +46,7 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-def our_family(checkpoint: Path, tokenizer: Path, text: TextOptions = TextOptions()) -> Family:  # noqa: B008 - it is immutable
+def our_family(checkpoint: Path, tokenizer: Path, text: TextOptions) -> Family:
     described = describe_checkpoint(checkpoint)
     return load_family(
         Base(
@@ -72,7 +72,7 @@ def main(name: str, folder: Path) -> None:
     checkpoint = folder / "family.safetensors"
     write_checkpoint(checkpoint, PLANS[name])
     cpu = torch.device("cpu")
-    family = our_family(checkpoint, Path(comfy.__path__[0], "sd1_tokenizer"))
+    family = our_family(checkpoint, Path(comfy.__path__[0], "sd1_tokenizer"), TextOptions())
     with torch.inference_mode():
         text = family.encode_text(family.load_text_parts(torch.float32, cpu), [CAPTION])
         gc.collect()

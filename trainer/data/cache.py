@@ -7,10 +7,11 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ..adapters.files import write_safetensors
+from ..adapters.files import FileError, read_header, write_safetensors
 from ..adapters.metadata import tensors_sha256
 
 _SUM = "sha256"
@@ -34,10 +35,9 @@ class Cache:
         if self._folder is None:
             return None
         try:
-            with safe_open(self._path(key), framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-                metadata = file.metadata() or {}
-        except (OSError, SafetensorError):
+            metadata = read_header(self._path(key)).metadata
+            tensors = load_file(self._path(key))
+        except (OSError, FileError, SafetensorError):
             return None
         return tensors if metadata.get(_SUM) == tensors_sha256(tensors) else None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..dataset import Dataset
 from ..events import Bucket, Data, Event, Phase, Warned
@@ -42,34 +43,38 @@ class Preparation:
         self._cache = Cache(Path(spec.cache) if spec.cache else None)
 
     @cached_property
-    def vae(self) -> Any:
-        """The VAE, on the CPU when nothing is being encoded: it comes back for each sample picture's moment of decoding."""
+    def _vae(self) -> Any:
         self._emit(Phase(name="loading VAE"))
         return self._family.load_vae(self._device)
 
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Pixels (3, H, W) in [0, 1] of a picture's scaled latents (1, channels, h, w). The VAE is on the device for this moment only."""
+        pixels = self._family.decode_latents(self._vae.to(self._device), latents)[0]
+        self._vae.to("cpu")
+        return pixels
+
     @cached_property
-    def text_parts(self) -> list[TextPart]:
-        """The text encoders."""
+    def _text_parts(self) -> list[TextPart]:
         self._emit(Phase(name="loading text encoder"))
         return self._family.load_text_parts(self._weights, self._device)
 
     def prepared(self, class_images: Sequence[Dataset]) -> Prepared:
         """Everything encoded. Raises SpecError if a picture is gone or broken since it was checked."""
         spec = self._spec
-        encoder = Encoder(self._family, lambda: self.vae, self._device, self._cache, self._emit)
+        encoder = Encoder(self._family, lambda: self._vae.to(self._device), self._device, self._cache, self._emit)
         train, prior, held_out = (
             encoder.examples(datasets, f"encoding {what}pictures")
             for datasets, what in ((spec.datasets, ""), (class_images, "class "), (spec.validation, "held-out "))
         )
-        if "vae" in self.__dict__:
-            self.vae.to("cpu")
-        texts, new_captions = self.texts([*train, *prior, *held_out])
+        if "_vae" in self.__dict__:
+            self._vae.to("cpu")
+        texts, new_captions = self._texts([*train, *prior, *held_out])
         self._emit(Data(buckets=table(train), pictures_encoded=encoder.encoded, captions_encoded=new_captions))
         if self._cache.problem:
             self._emit(Warned(message=f"what was encoded could not be kept for the next training ({self._cache.problem})."))
         return Prepared(train, prior, held_out, texts)
 
-    def texts(self, examples: Sequence[Example]) -> tuple[Texts, int]:
+    def _texts(self, examples: Sequence[Example]) -> tuple[Texts, int]:
         """The captions of `examples` and the sample prompts, and how many had to be encoded."""
         spec = self._spec
         listings = [possible(example.dataset, example.image) for example in examples]
@@ -79,14 +84,14 @@ class Preparation:
         trained = spec.text.learning_rate > 0
         if trained or any(listing is None for listing in listings):
             # Where tags are drawn there are as many captions as visits: they are encoded when they come.
-            return LiveTexts(self._family, self.text_parts, trained), 0
+            return LiveTexts(self._family, self._text_parts, trained), 0
         captions = [caption for listing in listings for caption in listing or ()]
         return self.encoded([*captions, *prompts])
 
     def encoded(self, captions: Sequence[str]) -> tuple[EncodedTexts, int]:
         """Captions encoded before training; the text encoders are gone afterwards."""
-        texts = encoded_texts(self._family, lambda: self.text_parts, captions, self._cache, self._precision, self._emit)
-        self.__dict__.pop("text_parts", None)
+        texts = encoded_texts(self._family, lambda: self._text_parts, captions, self._cache, self._precision, self._emit)
+        self.__dict__.pop("_text_parts", None)
         return texts
 
 
