@@ -7,8 +7,6 @@ import { listen } from "./run_feed.js";
 import { addRunWidget } from "./run_widget.js";
 
 const ROWS_WIDGET = "LOOM_ADAPTER_ROWS";
-/** Decimals of a learning rate, whose smallest value is 1e-7. */
-const RATE_DIGITS = 7;
 
 app.registerExtension({
   name: "lora_loom",
@@ -37,14 +35,18 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass === "LoomTrainLoRA") {
       addRunWidget(node, { task: "train_lora", curve: true });
-      showSmallRates(node);
     }
     if (node.comfyClass === "LoomCaptionDataset") addRunWidget(node, { task: "caption", curve: false });
+    if (node.comfyClass?.startsWith("Loom")) showAllDigits(node);
   },
 });
 
-// Nodes 2.0 (frontend 1.32) shows three decimals of any number, so 0.0001 would read 0; the canvas as many as the step has.
-function showSmallRates(node) {
-  const rate = node.widgets.find((widget) => widget.name === "learning_rate");
-  if (rate) Object.assign(rate.options, { precision: RATE_DIGITS, maxFractionDigits: RATE_DIGITS });
+// Nodes 2.0 (frontend 1.32) gives numbers no decimals on a node that is dragged in, and three on one that is loaded: 0.15 that is typed becomes 1, and
+// 0.0001 reads 0. The canvas shows as many as the step has. What an input is rounded to says how many it needs.
+function showAllDigits(node) {
+  for (const widget of node.widgets ?? []) {
+    const finest = Number(widget.options?.round) || Number(widget.options?.step2);
+    const digits = finest < 1 ? Math.ceil(-Math.log10(finest) - 1e-9) : 0;
+    if (digits > 0) Object.assign(widget.options, { precision: digits, maxFractionDigits: digits });
+  }
 }

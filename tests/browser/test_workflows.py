@@ -56,6 +56,28 @@ def test_a_small_learning_rate_is_shown_and_kept_as_it_is(open_page: Callable[[s
     assert train["inputs"]["learning_rate"] == 0.00025
 
 
+@pytest.mark.parametrize("open_page", ["Nodes 2.0"], indirect=True)
+@pytest.mark.parametrize(
+    ("node", "name", "value"),
+    [
+        ("LoomTextEncoder", "learning_rate", "0.00005"),
+        ("LoomOptimizer", "ema_decay", "0.9999"),
+        ("LoomOptimizer", "warmup", "0.05"),
+        ("LoomCaptionUse", "dropout", "0.15"),
+        ("LoomObjective", "noise_offset", "0.05"),
+        ("LoomNetwork", "conv_alpha", "0.5"),
+    ],
+)
+def test_small_numbers_of_options_are_shown_as_they_are(open_page: Callable[[str], Page], node: str, name: str, value: str) -> None:
+    page = open_page("train_lora_sd15")
+    page.evaluate("(type) => { app.graph.clear(); app.graph.add(LiteGraph.createNode(type)); }", node)
+    field = page.locator(f"input[aria-label='{name}'], [aria-label='{name}'] input").first
+    field.select_text()
+    field.press_sequentially(value)
+    field.press("Tab")
+    expect(field).to_have_value(re.compile(re.escape(value) + "0*"))
+
+
 def test_rows_are_edited_in_the_page_and_queued_as_json(open_page: Callable[[str], Page], server: Server) -> None:
     loras = server.base / "models" / "loras"
     (loras / "second.safetensors").touch()
