@@ -30,8 +30,7 @@ _NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 _DATA = "bench"
 # Given where the node has such an input: a graph of the benchmark says the same to older and newer packs.
 _RESOLUTION = {"buckets": False}
-# There is always a sample picture before the first step; this is the least that can be asked for.
-_SAMPLING = {"prompts": "", "negative": "", "every_steps": 0, "guidance_scale": 1.0, "steps": 1, "seed": 0}
+_SAMPLING = {"prompts": "", "negative": "", "every_steps": 0, "guidance_scale": 1.0, "steps": 1, "seed": 0, "draw": False}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ shows how many numbers each trains. The three take turns, so that a drift of the
 that it runs, as if none of it fell on an idle core. What both do to caches and memory bandwidth cannot be told apart; it is in ours / bare loop.
 
 First step: from the moment the graph is sent until the first step is told, of a server that has just started and a checkpoint in the disk cache. Ours
-has one sample picture of one sampler step in it, the least that can be asked for; the bare loop encodes nothing and counts from its process's start.
+draws no sample pictures, as core draws none; the bare loop encodes nothing and counts from its process's start.
 """
 import argparse
 import dataclasses

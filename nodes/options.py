@@ -60,6 +60,9 @@ class LoomSampling(io.ComfyNode):
                     control_after_generate=False,
                     tooltip="Seed of the pictures' noise, the same at every drawing.",
                 ),
+                io.Boolean.Input(
+                    "draw", default=True, optional=True, tooltip="Off: no sample pictures, which saves time; nothing comes out of samples."
+                ),
                 LoomOptions.Input("options", optional=True, tooltip="Other options nodes, chained."),
             ],
             outputs=[LoomOptions.Output(display_name="options", tooltip="For a training node, or the next options node.")],
@@ -111,6 +114,12 @@ class LoomOptimizer(io.ComfyNode):
                     step=0.001,
                     round=0.00001,
                     tooltip="The adapter is the moving average of the weights with this decay, e.g. 0.999. 0: off.",
+                ),
+                io.String.Input(
+                    "step_rules",
+                    default="",
+                    optional=True,
+                    tooltip="For piecewise_constant: 1:100,0.1:200,0.01 is the whole rate up to step 100, a tenth up to 200, then a hundredth.",
                 ),
                 LoomOptions.Input("options", optional=True, tooltip="Other options nodes, chained."),
             ],
@@ -247,6 +256,24 @@ class LoomNetwork(io.ComfyNode):
                     tooltip="Ranks of blocks, one a line: down_blocks.1 = 8. 0 leaves the block out.",
                 ),
                 io.Combo.Input("save_format", options=list(get_args(SaveFormat)), default="fp16", tooltip="Number format of the file."),
+                io.Float.Input(
+                    "rank_dropout",
+                    default=0.0,
+                    min=0.0,
+                    max=0.9,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Share of the delta's rows left out at each step. For kinds loha and lokr.",
+                ),
+                io.Float.Input(
+                    "module_dropout",
+                    default=0.0,
+                    min=0.0,
+                    max=0.9,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Share of the adapted layers left out at each step. For kinds loha and lokr.",
+                ),
                 io.Combo.Input(
                     "start_from",
                     options=[_NOTHING, *model_choices("loras")],

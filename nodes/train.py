@@ -11,6 +11,7 @@ import folder_paths
 import numpy as np
 import torch
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file
@@ -87,7 +88,7 @@ class LoomTrainLoRA(io.ComfyNode):
                 LoomAdapters.Output(display_name="adapters", tooltip="The new adapter as a stack of one, to apply or stack on."),
                 LoraModel.Output(display_name="lora_model", tooltip="The new adapter for core's Load LoRA Model."),
                 LossMap.Output(display_name="loss_map", tooltip="Every step's loss, for core's Plot Loss Graph."),
-                io.Image.Output(display_name="samples", tooltip="The last sample pictures."),
+                io.Image.Output(display_name="samples", tooltip="The last sample pictures; nothing if none were asked for."),
                 io.Image.Output(display_name="loss_plot", tooltip="The loss curve."),
                 io.String.Output(display_name="adapter_name", tooltip="The file's name relative to models/loras."),
             ],
@@ -160,7 +161,7 @@ class LoomTrainLoRA(io.ComfyNode):
 
 def _sampling(options: Sampling | None, dataset: Dataset, steps: int) -> Sampling:
     sampling = options or Sampling(every_steps=max(1, steps // 4))
-    prompts = sampling.prompts or (dataset.training_caption(dataset.images[0]),)
+    prompts = (sampling.prompts or (dataset.training_caption(dataset.images[0]),)) if sampling.draw else ()
     return sampling.model_copy(update={"prompts": prompts, "width": dataset.framing.resolution, "height": dataset.framing.resolution})
 
 
@@ -212,7 +213,8 @@ def _outputs(folder: Path, output: Path, told: History) -> io.NodeOutput:
     losses = [loss for _, loss in sorted(told.losses.items())]
     last = [sample for sample in told.samples if sample.step == told.samples[-1].step]
     plot = _picture(folder / "loss.png")
-    samples = torch.cat([_picture(folder / sample.file) for sample in last]) if last else plot
+    # None: what hangs on it does not run, and nothing is wrong.
+    samples = torch.cat([_picture(folder / sample.file) for sample in last]) if last else ExecutionBlocker(None)
     subfolder = f"lora_loom/runs/{folder.name}"
     images = [{"filename": Path(s.file).name, "subfolder": f"{subfolder}/samples", "type": "output"} for s in last]
     loss_plot = {"filename": "loss.png", "subfolder": subfolder, "type": "output"}

@@ -72,14 +72,16 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
 
 
-def training_graph(name: str, *, folder: str = "input/few", checkpoint: str = "mini_base.safetensors", **numbers: Any) -> dict[str, Any]:
-    """Dataset -> training on the mini base, ending in node "train"."""
+def training_graph(
+    name: str, *, folder: str = "input/few", checkpoint: str = "mini_base.safetensors", draw: bool = False, **numbers: Any
+) -> dict[str, Any]:
+    """Dataset -> training on the mini base, ending in node "train". `draw`: with sample pictures, which take longer than its few steps."""
     settings = {"rank": 4, "alpha": 4.0, "steps": 12, "batch_size": 1, "learning_rate": 1e-3, "seed": 1, **numbers}
     return {
         "dataset": node("LoomDatasetFromFolder", folder=folder, repeats=1, trigger_word="", missing_captions="refuse"),
         "size": node("LoomResolution", dataset=["dataset", 0], resolution=128, buckets=False),
         "base": node("LoomBaseModel", checkpoint=checkpoint),
-        "sampling": node("LoomSampling", prompts="", negative="", every_steps=0, guidance_scale=3.0, steps=2, seed=0),
+        "sampling": node("LoomSampling", prompts="", negative="", every_steps=0, guidance_scale=3.0, steps=2, seed=0, draw=draw),
         "train": node("LoomTrainLoRA", base=["base", 0], dataset=["size", 0], name=name, options=["sampling", 0], **settings),
     }
 

@@ -79,6 +79,15 @@ def assemble(spec: TrainLoRASpec, family: Family, accelerator: Accelerator, weig
     return Models(unet, encoders, tuple(adapted), trained, rates, optimizer)
 
 
+def trained_numbers(spec: TrainLoRASpec, family: Family) -> int:
+    """How many numbers the training will train, told from empty models. Raises SpecError as `assemble` does for the network."""
+    parameters = lora.inject(family.empty_unet(), spec.network, spec.seed)
+    if spec.text.learning_rate:
+        for number, encoder in enumerate(family.empty_text_encoders()):
+            parameters += lora.inject_text(encoder, spec.network, spec.seed, number)
+    return sum(parameter.numel() for parameter in parameters)
+
+
 def compile_blocks(unet: nn.Module, **options: Any) -> None:
     """Compile the blocks that the UNet repeats, where nearly all of its time goes: those of one shape share what was compiled once, so that it
     takes a fraction of compiling the whole (https://huggingface.co/docs/diffusers/optimization/fp16#regional-compilation).

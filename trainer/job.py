@@ -9,6 +9,7 @@ from .adapters.files import FileError
 from .channel import Channel
 from .events import ExitCode, Failed, Finished, Phase, Started
 from .families.detect import FamilyError, check_vae, describe_checkpoint
+from .hidden import hidden
 from .launch import is_first, is_launched, launch
 from .optim import check
 from .spec import CaptionSpec, TrainLoRASpec, read_spec
@@ -56,9 +57,11 @@ def _train(spec: TrainLoRASpec, folder: Path, channel: Channel) -> bool:
     _check(spec)
     # Seconds of imports: after the checks, so that a wrong spec is answered at once.
     channel.emit(Phase(name="loading libraries"))
-    from .training import LoRATraining
+    with hidden("bitsandbytes", "scipy"):
+        from .training import LoRATraining
 
-    return LoRATraining(spec, folder, channel).run()
+        training = LoRATraining(spec, folder, channel)
+    return training.run()
 
 
 def _caption(spec: CaptionSpec, folder: Path, channel: Channel) -> bool:

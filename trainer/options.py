@@ -1,4 +1,5 @@
 """The settings that a training has beside its six numbers, one model a group, as the options nodes chain them."""
+import math
 import re
 from typing import Annotated, Literal
 
@@ -12,7 +13,7 @@ SaveFormat = Literal["fp16", "bf16", "fp32"]
 OptimizerName = Literal[
     "adamw", "adamw8bit", "adafactor", "lion", "prodigy", "adamw_schedule_free", "came", "sgd", "radam", "nadam", "rmsprop", "adagrad"
 ]
-Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "piecewise_constant"]
 PredictionKind = Literal["epsilon", "v"]
 Prediction = Literal["auto", "epsilon", "v"]
 Weighting = Literal["none", "min_snr", "debiased"]
@@ -34,12 +35,13 @@ class NetworkOptions(Model):
 
     `kind`: LoRA (https://arxiv.org/abs/2106.09685), LoHa (https://arxiv.org/abs/2108.06098) or LoKr (https://arxiv.org/abs/2309.14859).
     `rank_stabilized`: scale alpha / sqrt(rank) (https://arxiv.org/abs/2312.03732). `decompose`: DoRA (https://arxiv.org/abs/2402.09353).
-    `lokr_factor`: the smaller side's length of LoKr's first factor, where it divides the layer's; 0 is near the square root.
-    `targets`: a preset, or `pattern`, a regular expression that a module's whole diffusers name has to match. `conv_rank` above 0 adds the
-    3x3 convolutions to every preset, and is the rank of those that a pattern matches; at 0 they are adapted, with the common rank, only
-    by "transformer+conv" or a pattern. `block_ranks`: (prefix of a module's name up to a dot, rank); rank 0 leaves the block out; the
-    longest prefix counts. Ranks other than the common one keep alpha / rank. `start_from`: an adapter of the same kind, layers and ranks whose
-    weights are the first ones.
+    `dropout`: the share of the inputs that LoRA's layers leave out at a step; LoHa and LoKr leave out rows of the delta (`rank_dropout`) and
+    whole layers (`module_dropout`) instead. `lokr_factor`: the smaller side's length of LoKr's first factor, where it divides the layer's; 0 is
+    near the square root. `targets`: a preset, or `pattern`, a regular expression that a module's whole diffusers name has to match. `conv_rank`
+    above 0 adds the 3x3 convolutions to every preset, and is the rank of those that a pattern matches; at 0 they are adapted, with the common
+    rank, only by "transformer+conv" or a pattern. `block_ranks`: (prefix of a module's name up to a dot, rank); rank 0 leaves the block out;
+    the longest prefix counts. Ranks other than the common one keep alpha / rank. `start_from`: an adapter of the same kind, layers and ranks
+    whose weights are the first ones.
     """
 
     kind: NetworkKind = "lora"
@@ -49,6 +51,8 @@ class NetworkOptions(Model):
     conv_rank: int = Field(default=0, ge=0, le=1024)
     conv_alpha: float | None = Field(default=None, gt=0, le=4096)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    rank_dropout: float = Field(default=0.0, ge=0, le=0.9)
+    module_dropout: float = Field(default=0.0, ge=0, le=0.9)
     targets: Targets = "transformer"
     pattern: str = Field(default="", max_length=1000)
     block_ranks: tuple[tuple[str, Annotated[int, Field(ge=0, le=1024)]], ...] = ()
@@ -68,6 +72,8 @@ class NetworkOptions(Model):
     def _possible(self) -> "NetworkOptions":
         if self.kind != "lora" and (self.rank_stabilized or self.decompose or self.dropout):
             raise ValueError(f"rank_stabilized, decompose and dropout belong to the kind lora, and the kind is {self.kind}")
+        if self.kind == "lora" and (self.rank_dropout or self.module_dropout):
+            raise ValueError("rank_dropout and module_dropout belong to the kinds loha and lokr: kind lora has dropout")
         if self.lokr_factor and self.kind != "lokr":
             raise ValueError(f"lokr_factor belongs to the kind lokr, and the kind is {self.kind}")
         if self.decompose and self.start_from:
@@ -93,6 +99,7 @@ class OptimizerOptions(Model):
 
     `arguments`: keyword arguments of the optimiser's own class beside the learning rate, e.g. (("weight_decay", 0.01), ("betas",
     (0.9, 0.99))). `warmup`: steps from 1 on, a share of all steps below. `cycles`: of cosine_with_restarts; `power`: of polynomial.
+    `step_rules`: of piecewise_constant, as diffusers writes them: "1:100,0.1:200,0.01" is 1 up to step 100, 0.1 up to step 200, then 0.01.
     `max_grad_norm` 0: no clipping. `ema_decay` 0: no EMA.
     """
 
@@ -105,6 +112,31 @@ class OptimizerOptions(Model):
     gradient_accumulation_steps: int = Field(default=1, ge=1, le=1024)
     max_grad_norm: float = Field(default=1.0, ge=0)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    step_rules: str = Field(default="", max_length=10_000)
+
+    @model_validator(mode="after")
+    def _has_its_rules(self) -> "OptimizerOptions":
+        if self.schedule == "piecewise_constant":
+            pieces(self.step_rules)
+        elif self.step_rules:
+            raise ValueError(f"step_rules belong to the schedule piecewise_constant, and the schedule is {self.schedule}")
+        return self
+
+
+def pieces(step_rules: str) -> tuple[list[tuple[int, float]], float]:
+    """Pairs (step before which it holds, factor) in order, and the factor after the last. Raises ValueError."""
+    *rules, last = step_rules.split(",")
+    try:
+        found = [(int(step), float(value)) for value, _, step in (rule.partition(":") for rule in rules)]
+        after = float(last)
+    except ValueError:
+        raise ValueError(f"step_rules {step_rules[:80]!r} are not like 1:100,0.1:200,0.01 (factor:up to this step, and the last factor)") from None
+    if not all(math.isfinite(value) and value >= 0 for value in (*(value for _, value in found), after)):
+        raise ValueError(f"step_rules {step_rules[:80]!r}: a factor is a finite number, and not below 0")
+    steps = [step for step, _ in found]
+    if steps != sorted(set(steps)) or any(step < 1 for step in steps):
+        raise ValueError(f"step_rules {step_rules[:80]!r}: each step is later than the one before")
+    return found, after
 
 
 class Objective(Model):
@@ -176,8 +208,9 @@ class Prior(Model):
 
 
 class Sampling(Model):
-    """Pictures drawn while training. `every_steps` 0 means only before the first step and at the end; sizes in pixels."""
+    """Pictures drawn while training, none if `draw` is off. `every_steps` 0: only before the first step and at the end. Sizes in pixels."""
 
+    draw: bool = True
     prompts: tuple[str, ...] = ()
     negative: str = ""
     every_steps: int = Field(default=0, ge=0)

@@ -1,7 +1,7 @@
 """The learning rate over the steps, as a pure function: nothing of it is state. Shapes as diffusers.optimization names and draws them."""
 import math
 
-from .options import OptimizerOptions
+from .options import OptimizerOptions, pieces
 
 
 def factor(options: OptimizerOptions, step: int, total: int) -> float:
@@ -24,3 +24,6 @@ def factor(options: OptimizerOptions, step: int, total: int) -> float:
             return 0.0 if done >= 1 else 0.5 * (1 + math.cos(math.pi * (done * options.cycles % 1)))
         case "polynomial":
             return float((1.0 - done) ** options.power)
+        case "piecewise_constant":
+            before, after = pieces(options.step_rules)
+            return next((value for until, value in before if step < until), after)

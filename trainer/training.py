@@ -9,7 +9,7 @@ import torch
 
 from .adapters.files import FileError, write_safetensors
 from .adapters.metadata import lora_metadata
-from .assembly import assemble, check_hardware
+from .assembly import assemble, check_hardware, trained_numbers
 from .channel import Channel
 from .checkpoint import Best, State, latest_state, load_state, save_state, state_at
 from .class_images import draw_class_images
@@ -57,7 +57,7 @@ class LoRATraining:
         self.family = load_family(spec.base, spec.text)
         check(spec.objective, prediction_kind(spec.objective, self.family.prediction), self.family.alphas_cumprod)
         # What cannot be adapted, or does not fit on the disk, is told before pictures are encoded.
-        check_disk(spec, folder, sum(parameter.numel() for parameter in lora.inject(self.family.empty_unet(), spec.network, spec.seed)))
+        check_disk(spec, folder, trained_numbers(spec, self.family))
         self.state: State | None = latest_state(folder) or first_state(spec)
         self.best = self.state.best if self.state else None
         self.tracker = TensorBoard(folder) if spec.checkpointing.tensorboard and self.accelerator.is_main_process else None

@@ -88,7 +88,7 @@ def test_somebody_elses_adapter_is_not_overwritten(server: Server) -> None:
 
 def test_a_run_that_does_not_fit_on_the_disk_is_refused_before_it_starts(server: Server) -> None:
     # A million steps, each with a thousand pictures: more than any disk has.
-    graph = training_graph("huge", steps=1_000_000)
+    graph = training_graph("huge", steps=1_000_000, draw=True)
     graph["sampling"]["inputs"].update(prompts="\n".join(f"number {number}" for number in range(1000)), every_steps=1)
     message = server.fail(graph)
     assert "not enough disk space" in message

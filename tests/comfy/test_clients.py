@@ -90,7 +90,7 @@ def test_comfy_cli_runs_the_published_workflow(server: Server, tmp_path: Path, f
 
 
 def test_a_client_sees_a_failure_as_one(server: Server) -> None:
-    graph = training_graph("never", steps=1_000_000)
+    graph = training_graph("never", steps=1_000_000, draw=True)
     graph["sampling"]["inputs"].update(prompts="\n".join(map(str, range(1000))), every_steps=1)
 
     async def told() -> list[dict[str, Any]]:

@@ -70,7 +70,12 @@ def test_states_are_kept_and_held_out_pictures_looked_at_as_often_as_asked(serve
     asked = graph("often", steps=11)
     asked["often"] = node("LoomCheckpointing", every_steps=2, every_minutes=0.0, keep_last=3, validate_every_steps=5, options=["network", 0])
     asked["train"]["inputs"] |= {"options": ["often", 0], "validation": ["dataset", 0]}
-    result = server.run(asked)["train"]["lora_loom"][0]
+    asked["shown"] = node("PreviewImage", images=["train", 3])
+    outputs = server.run(asked)
+    # Without sample pictures what shows them does not run, and is no error.
+    assert "shown" not in outputs
+    assert [image["filename"] for image in outputs["train"]["images"]] == ["loss.png"]
+    result = outputs["train"]["lora_loom"][0]
     assert [step for step, _ in result["validation"]] == [0, 5, 10, 11]
     states = server.base / "output" / "lora_loom" / "runs" / result["run"] / "state"
     assert sorted(folder.name for folder in states.iterdir()) == ["step-00000008", "step-00000010", "step-00000011"]

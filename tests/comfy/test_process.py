@@ -61,7 +61,7 @@ def test_cancel_keeps_the_state_and_the_next_queue_goes_on_to_the_same_adapter(s
 
 
 def test_cancel_while_samples_are_drawn_is_as_quick_and_keeps_the_state(server: Server) -> None:
-    graph = training_graph("drawing", steps=50)
+    graph = training_graph("drawing", steps=50, draw=True)
     graph["sampling"]["inputs"].update(prompts="\n".join("abcdefgh"), every_steps=2, steps=200)
     prompt = server.queue(graph)
     deadline = time.monotonic() + 60

@@ -32,7 +32,7 @@ def stacked(name: str, weight: float, prefix: str) -> dict:
 def trained(server: Server) -> dict:
     """One training, drawn with in the same graph run; gives the prompt's outputs."""
     graph = {
-        **training_graph("spine", folder="input/food", steps=30, rank=8),
+        **training_graph("spine", folder="input/food", steps=30, rank=8, draw=True),
         **drawing_graph(["apply", 0], ["apply", 1], PROMPT, "same_run"),
         "stack": node("LoomAdapterStack", rows="[]", adapters=["train", 0]),
         "apply": node("LoomApplyAdapters", model=["checkpoint", 0], clip=["checkpoint", 1], adapters=["stack", 0], mode="merged", strength=1.0),

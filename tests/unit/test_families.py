@@ -11,10 +11,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import TELLTALE, TINY, UNET, XL_CLIP_L, XL_OPEN_CLIP, Plan, Shapes, TextPlan, shapes, tiny_checkpoint
 
+from trainer.assembly import trained_numbers
 from trainer.families import load_family
 from trainer.families.detect import FamilyError, TextShape, UNetShape, describe_checkpoint
 from trainer.families.protocol import Conditioning, Family
-from trainer.spec import Base
+from trainer.methods import lora
+from trainer.options import Network, TextOptions
+from trainer.spec import Base, TrainLoRASpec
 from trainer.typed import SpecError
 
 CPU = torch.device("cpu")
@@ -43,6 +46,17 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     tiny_checkpoint(path, request.param)
     yield request.param, path
     path.unlink()
+
+
+@pytest.mark.parametrize("learning_rate", [0.0, 1e-4])
+def test_what_will_be_trained_is_counted_from_the_header(checkpoint: tuple[str, Path], learning_rate: float) -> None:
+    family = family_of(checkpoint[1])
+    spec = TrainLoRASpec.model_construct(network=Network(rank=3), seed=0, text=TextOptions(learning_rate=learning_rate))
+    parameters = lora.inject(family.load_unet(torch.float32, CPU), spec.network, 0)
+    for number, part in enumerate(family.load_text_parts(torch.float32, CPU) if learning_rate else []):
+        parameters += lora.inject_text(part.encoder, spec.network, 0, number)
+    # A layer of the text encoder that is not computed is not trained either, but is counted.
+    assert 1 <= trained_numbers(spec, family) / sum(parameter.numel() for parameter in parameters) < 1.2
 
 
 # Detection

@@ -79,3 +79,13 @@ def test_light_modules_do_not_load_the_heavy_libraries(module: str) -> None:
     code = f"import json, sys, {module}; print(json.dumps([n for n in {HEAVY!r} if n in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(done.stdout) == []
+
+
+def test_a_hidden_package_looks_missing_until_it_is_not_hidden_any_more() -> None:
+    code = (
+        "import importlib.util as u, json, math, sys; from trainer.hidden import hidden\n"
+        "with hidden('colorsys', 'math'): inside = [u.find_spec('colorsys') is None, 'math' in sys.modules and u.find_spec('math') is not None]\n"
+        "import colorsys; print(json.dumps([*inside, colorsys.ONE_THIRD > 0]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(done.stdout) == [True, True, True]

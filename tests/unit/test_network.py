@@ -145,6 +145,7 @@ def test_leaving_out_every_block_is_an_error() -> None:
     [
         ({"kind": "loha", "dropout": 0.1}, "dropout"),
         ({"kind": "lokr", "decompose": True}, "decompose"),
+        ({"kind": "lora", "rank_dropout": 0.1}, "loha and lokr"),
         ({"kind": "lora", "lokr_factor": 4}, "lokr_factor"),
         ({"conv_alpha": 4.0}, "conv_rank"),
         ({"block_ranks": (("mid_block", 4), ("mid_block.", 8))}, "two ranks"),
@@ -221,9 +222,17 @@ def test_writing_into_the_parameters_changes_the_model() -> None:
         assert not torch.allclose(predict(unet), before)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_dropout_is_drawn_in_training_only(dropout: float) -> None:
-    network = Network(rank=4, dropout=dropout)
+@pytest.mark.parametrize(
+    "network",
+    [
+        Network(rank=4),
+        Network(rank=4, dropout=0.5),
+        Network(rank=4, kind="loha", rank_dropout=0.5),
+        Network(rank=4, kind="lokr", module_dropout=0.5),
+    ],
+    ids=["none", "lora", "loha, rows", "lokr, layers"],
+)
+def test_dropout_is_drawn_in_training_only(network: Network) -> None:
     unet = tiny_unet()
     randomise(lora.inject(unet, network, seed=0))
     with torch.no_grad():

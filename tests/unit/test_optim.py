@@ -147,6 +147,30 @@ def test_after_the_warm_up_schedules_are_those_of_diffusers(schedule: str, warmu
     assert rates(schedule, 40, warmup=warmup, **options)[warmup:] == pytest.approx(expected[warmup:], abs=2e-7)
 
 
+def test_piecewise_rules_are_those_of_diffusers() -> None:
+    rules = "1:10,0.1:20,0.5:30,0.005"
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_scheduler("piecewise_constant", optimizer, step_rules=rules)
+    expected = []
+    for _ in range(40):
+        expected.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates("piecewise_constant", 40, step_rules=rules) == pytest.approx(expected)
+    assert rates("piecewise_constant", 40, step_rules=rules, warmup=2)[2:] == pytest.approx(expected[2:])
+
+
+@pytest.mark.parametrize("rules", ["", "1:10", "1:10,x", "1:20,0.1:10,0.5", "1:0,0.1", "nan", "-1", "1:10,0.1:10,1"])
+def test_rules_that_are_none_are_refused(rules: str) -> None:
+    with pytest.raises(ValueError, match="step_rules"):
+        OptimizerOptions(schedule="piecewise_constant", step_rules=rules)
+
+
+def test_rules_of_another_schedule_are_refused() -> None:
+    with pytest.raises(ValueError, match="piecewise_constant"):
+        OptimizerOptions(schedule="cosine", step_rules="1:10,0.1")
+
+
 def test_the_warm_up_rises_evenly_from_its_first_step() -> None:
     assert rates("constant", 6, warmup=3) == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
     assert rates("constant", 6, warmup=0.5) == rates("constant", 6, warmup=3)

@@ -90,15 +90,19 @@ def _looks_like(start: bytes, path: Path) -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write `path` so that at every moment it is either the old file or the whole new one: temporary file, fsync, rename."""
+def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """Write `path` so that at every moment it is either the old file or the whole new one: temporary file, fsync, rename.
+
+    Without `durable` there is no fsync, for which a slow disk takes longer than for the rest: a power cut may leave a file that is not whole.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
@@ -114,14 +118,14 @@ def _umask() -> int:
     return current
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Atomically replace `path` with `data`."""
-    with replacing(path) as file:
+def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
+    """Atomically replace `path` with `data`; see `replacing`."""
+    with replacing(path, durable) as file:
         file.write(data)
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> str:
-    """Atomically write `tensors` (any device) in the order of their names; gives the sha256 of the file's bytes.
+def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None, durable: bool = True) -> str:
+    """Atomically write `tensors` (any device) in the order of their names; gives the sha256 of the file's bytes. `durable`: see `replacing`.
 
     Raises:
         FileError: a tensor holds NaN or infinity. Nothing is written then.
@@ -130,7 +134,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata:
     if bad:
         raise FileError(f"{path.name} was not written: {len(bad)} of {len(tensors)} tensors hold NaN or infinity, the first is {bad[0]}.")
     data = _with_metadata(safetensors_bytes({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}), metadata)
-    write_bytes(path, data)
+    write_bytes(path, data, durable)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -49,7 +49,8 @@ class Cache:
         if self._folder is None or self.problem:
             return
         try:
-            write_safetensors(self._path(key), tensors, {_SUM: tensors_sha256(tensors)})
+            # A file that a power cut has left in pieces does not pass `get`.
+            write_safetensors(self._path(key), tensors, {_SUM: tensors_sha256(tensors)}, durable=False)
         except OSError as error:
             self.problem = f"{self._folder}: {error.strerror or error}"
 

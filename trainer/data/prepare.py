@@ -66,7 +66,9 @@ class Preparation:
             encoder.examples(datasets, f"encoding {what}pictures")
             for datasets, what in ((spec.datasets, ""), (class_images, "class "), (spec.validation, "held-out "))
         )
-        if "_vae" in self.__dict__:
+        if not spec.sampling.prompts:
+            self.__dict__.pop("_vae", None)  # no picture will be drawn that would need it
+        elif "_vae" in self.__dict__:
             self._vae.to("cpu")
         texts, new_captions = self._texts([*train, *prior, *held_out])
         self._emit(Data(buckets=table(train), pictures_encoded=encoder.encoded, captions_encoded=new_captions))
@@ -79,7 +81,7 @@ class Preparation:
         spec = self._spec
         listings = [possible(example.dataset, example.image) for example in examples]
         plain = [caption for example in examples for caption in example.dataset.captions(example.image)]
-        prompts = [spec.sampling.negative, *spec.sampling.prompts]
+        prompts = [spec.sampling.negative, *spec.sampling.prompts] if spec.sampling.prompts else []
         warn_of_long(self._family, [*plain, *prompts], self._emit)
         trained = spec.text.learning_rate > 0
         if trained or any(listing is None for listing in listings):

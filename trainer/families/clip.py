@@ -16,6 +16,7 @@ from .tokens import TOKENS, chunks
 from .weights import filled, read_tensors
 
 _START, _END = 49406, 49407
+_VOCABULARY = 49408
 _OPEN_CLIP_PADDING = 0
 _HEAD_WIDTH = 64
 _NAMES = {
@@ -46,8 +47,18 @@ def load_text_part(
     state = read_tensors(base.checkpoint, shape.prefix)
     if shape.open_clip:
         state = from_open_clip(state)
+    encoder = empty_encoder(shape, state["embeddings.token_embedding.weight"].shape[0], layers, projected)
+    # transformers 5 dropped the text_model. level from CLIPTextModel's own names, 4 has it: follow the installed one.
+    if any(name.startswith("text_model.") for name in encoder.state_dict()):
+        state = {name if name.startswith("text_projection.") else f"text_model.{name}": value for name, value in state.items()}
+    what = f"{base.name}: the text encoder {shape.prefix}*"
+    return TextPart(filled(encoder, state, dtype, device, what), tokenizer, encoder.config.pad_token_id, layer)
+
+
+def empty_encoder(shape: TextShape, vocabulary: int = _VOCABULARY, layers: int | None = None, projected: bool = False) -> Any:
+    """The text encoder's layers on the meta device: names and shapes without weights. `vocabulary`: tokens; the rest as in `load_text_part`."""
     config = CLIPTextConfig(
-        vocab_size=state["embeddings.token_embedding.weight"].shape[0],
+        vocab_size=vocabulary,
         hidden_size=shape.width,
         intermediate_size=shape.hidden,
         projection_dim=shape.width,
@@ -60,12 +71,7 @@ def load_text_part(
         pad_token_id=_OPEN_CLIP_PADDING if shape.open_clip else _END,
     )
     with init_empty_weights():
-        encoder = CLIPTextModelWithProjection(config) if projected else CLIPTextModel(config)
-    # transformers 5 dropped the text_model. level from CLIPTextModel's own names, 4 has it: follow the installed one.
-    if any(name.startswith("text_model.") for name in encoder.state_dict()):
-        state = {name if name.startswith("text_projection.") else f"text_model.{name}": value for name, value in state.items()}
-    what = f"{base.name}: the text encoder {shape.prefix}*"
-    return TextPart(filled(encoder, state, dtype, device, what), tokenizer, config.pad_token_id, layer)
+        return CLIPTextModelWithProjection(config) if projected else CLIPTextModel(config)
 
 
 def load_tokenizer(base: Base) -> Any:

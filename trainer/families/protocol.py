@@ -72,6 +72,10 @@ class Family(Protocol):
         """The UNet's layers on the meta device: names and shapes without weights."""
         ...
 
+    def empty_text_encoders(self) -> list[nn.Module]:
+        """The text encoders' layers on the meta device, all of them: a training may leave out the last ones."""
+        ...
+
     def load_unet(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """The UNet, frozen, in diffusers' layout."""
         ...

@@ -57,6 +57,10 @@ class StableDiffusion:
         """The UNet's layers on the meta device: names and shapes without weights."""
         return empty_unet(self.checkpoint.unet)
 
+    def empty_text_encoders(self) -> list[nn.Module]:
+        """The text encoders' layers on the meta device."""
+        return [clip.empty_encoder(shape) for shape in self.checkpoint.texts]
+
     def load_unet(self, dtype: torch.dtype, device: torch.device) -> UNet2DConditionModel:
         """The UNet, frozen."""
         return load_unet(self.base.checkpoint, self.checkpoint.unet, dtype, device, self.base.name)

@@ -80,7 +80,7 @@ def parameters_by_name(adapted: Iterable[Adapted]) -> dict[str, Tensor]:
 
 def trained_with_dropout(network: Network) -> bool:
     """Whether a step draws from torch's global generator and the model has to be in training mode."""
-    return network.dropout > 0
+    return max(network.dropout, network.rank_dropout, network.module_dropout) > 0
 
 
 def adapter_tensors(adapted: Iterable[Adapted], network: Network, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
@@ -120,7 +120,7 @@ def _config(network: Network, sizes: dict[str, Size]) -> LoraConfig | LoHaConfig
             use_rslora=network.rank_stabilized,
             use_dora=network.decompose,
         )
-    common["alpha"] = network.alpha
+    common |= {"alpha": network.alpha, "rank_dropout": network.rank_dropout, "module_dropout": network.module_dropout}
     if network.kind == "loha":
         return LoHaConfig(**common)
     return LoKrConfig(**common, init_weights="lycoris", decompose_factor=network.lokr_factor or -1)
