@@ -1,7 +1,8 @@
 """The graph's face: the only room that imports ComfyUI."""
 from comfy_api.latest import ComfyExtension, io
 
-from .adapters import LoomAdapterStack, LoomApplyAdapters
+from .adapters import LoomAdapterStack, LoomLoadAdapter
+from .apply import LoomApplyAdapters
 from .base import LoomBaseModel
 from .captions import LoomCaptionDataset
 from .check import LoomCheckDataset
@@ -36,6 +37,7 @@ class LoRALoom(ComfyExtension):
             LoomCheckpointing,
             LoomHardware,
             LoomTrainLoRA,
+            LoomLoadAdapter,
             LoomAdapterStack,
             LoomApplyAdapters,
         ]

@@ -1,16 +1,14 @@
-"""Stacks of adapters, and applying them."""
-from pathlib import Path
+"""Stacks of adapters: what they are made of and where they come from."""
 from typing import Any
 
-import comfy.lora
-import comfy.lora_convert
-import comfy.sd
 from comfy_api.latest import io
-from safetensors.torch import load_file
 
-from ..trainer.adapters.files import read_header
-from ..trainer.adapters.stack import Row, StackError, from_lora_stack, parse_rows, to_lora_stack, trigger_words
-from .paths import PathError, model_file
+from ..trainer.adapters.blocks import BlockError, parse_block_weights
+from ..trainer.adapters.files import FileError, read_header
+from ..trainer.adapters.reading import describe_file
+from ..trainer.adapters.stack import EMBEDDING, Row, StackError, embedding_words, from_lora_stack, parse_rows, to_lora_stack, trigger_words
+from .paths import PathError, model_choices
+from .rows import is_lora, row_files
 from .sockets import LoomAdapters, LoraStack
 
 
@@ -29,7 +27,7 @@ class LoomAdapterStack(io.ComfyNode):
                     "rows",
                     default="[]",
                     multiline=True,
-                    tooltip='A JSON list of {"on", "name", "model", "clip"}; names are relative to models/loras.',
+                    tooltip='A JSON list of {"on", "name", "model", "clip"}, optional "blocks", "start", "end", "curve"; names as in models/loras.',
                 ),
                 LoomAdapters.Input("adapters", optional=True, tooltip="Adapters to put before these rows, e.g. the one just trained."),
                 LoraStack.Input("lora_stack", optional=True, tooltip="A LORA_STACK of another pack to put before these rows."),
@@ -46,8 +44,8 @@ class LoomAdapterStack(io.ComfyNode):
         if not isinstance(rows, str):
             return True  # Supplied by a link: looked at when the node runs.
         try:
-            _check_files(parse_rows(rows))
-        except (StackError, PathError) as error:
+            _check(parse_rows(rows))
+        except (StackError, PathError, FileError) as error:
             return str(error)
         return True
 
@@ -55,7 +53,7 @@ class LoomAdapterStack(io.ComfyNode):
     def fingerprint_inputs(cls, rows: Any = None, **_: Any) -> list[tuple[int, int]]:
         # A file that was replaced under its name is another adapter.
         try:
-            files = _check_files(parse_rows(rows)) if isinstance(rows, str) else []
+            files = row_files(parse_rows(rows)) if isinstance(rows, str) else []
             stats = [file.stat() for file in files if file]
         except (StackError, PathError, OSError):
             return []  # execute says what is wrong
@@ -64,70 +62,73 @@ class LoomAdapterStack(io.ComfyNode):
     @classmethod
     def execute(cls, rows: str, adapters: tuple[Row, ...] = (), lora_stack: Any = None) -> io.NodeOutput:
         stack = (*from_lora_stack(lora_stack or ()), *(adapters or ()), *parse_rows(rows))
-        files = _check_files(stack)
-        words = [word for file in files if file for word in trigger_words(read_header(file).metadata)]
-        return io.NodeOutput(stack, to_lora_stack(stack), ", ".join(dict.fromkeys(words)))
+        _check(stack)
+        return io.NodeOutput(stack, to_lora_stack(stack), ", ".join(_words(stack)))
 
 
-class LoomApplyAdapters(io.ComfyNode):
-    """Patches a model and its text encoder with a stack."""
+class LoomLoadAdapter(io.ComfyNode):
+    """One adapter, as a stack of one or the next of a stack."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="LoomApplyAdapters",
-            display_name="Apply Adapters",
+            node_id="LoomLoadAdapter",
+            display_name="Load Adapter",
             category="LoRA Loom/adapters",
-            description="Applies a stack of adapters to a model.",
+            description="Takes one adapter from models/loras.",
             inputs=[
-                io.Model.Input("model", tooltip="The model to adapt."),
-                LoomAdapters.Input("adapters", tooltip="The stack to apply."),
-                io.Clip.Input("clip", optional=True, tooltip="The text encoder to adapt, for adapters that hold a part for it."),
-                io.Combo.Input("mode", options=["merged"], default="merged", tooltip="merged: the adapters are added to the weights."),
-                io.Float.Input(
-                    "strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="Multiplies every weight of the stack; 0 leaves the model alone."
+                io.Combo.Input("adapter", options=model_choices("loras"), tooltip="The adapter's file."),
+                io.Float.Input("model_weight", default=1.0, min=-100.0, max=100.0, step=0.05, tooltip="How strongly it works on the model."),
+                io.Float.Input("clip_weight", default=1.0, min=-100.0, max=100.0, step=0.05, tooltip="How strongly it works on the text encoder."),
+                io.String.Input(
+                    "blocks", default="", tooltip="A preset, or a weight for each block of the model with commas between them. Empty: 1 everywhere."
                 ),
+                LoomAdapters.Input("adapters", optional=True, tooltip="Adapters to put before it."),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The adapted model."),
-                io.Clip.Output(display_name="clip", tooltip="The adapted text encoder."),
-                io.String.Output(display_name="report", tooltip="What was applied, and what of it matched."),
+                LoomAdapters.Output(display_name="adapters", tooltip="The whole stack."),
+                io.String.Output(display_name="trigger_words", tooltip="The words that the adapters listen to."),
             ],
         )
 
     @classmethod
-    def execute(cls, model: Any, adapters: tuple[Row, ...], mode: str, strength: float, clip: Any = None) -> io.NodeOutput:
-        lines = []
-        for row, file in zip(adapters, _check_files(adapters), strict=True):
-            weights = (row.model * strength, row.clip * strength)
-            if file is None or weights == (0.0, 0.0):
-                lines.append(f"{row.name}: off")
-                continue
-            tensors = load_file(file)
-            matched, layers = _matching(tensors, model, clip)
-            if not matched:
-                raise ValueError(f"{row.name}: none of its {layers} layers exist in this model: it was made for another family.")
-            model, clip = comfy.sd.load_lora_for_models(model, clip, tensors, *weights)
-            lines.append(f"{row.name}: model {weights[0]:g}, text encoder {weights[1]:g}, {matched} of {layers} layers")
-        return io.NodeOutput(model, clip, "\n".join(lines))
-
-
-def _matching(tensors: dict[str, Any], model: Any, clip: Any) -> tuple[int, int]:
-    """How many of the file's layers the model (and the text encoder) has, and how many there are."""
-    keys = comfy.lora.model_lora_keys_unet(model.model, {})
-    if clip is not None:
-        keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
-    patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(tensors)), keys, log_missing=False)
-    layers = {name.rsplit(".", 2 if name.endswith(".weight") else 1)[0] for name in tensors}
-    return len(patches), len(layers)
-
-
-def _check_files(rows: tuple[Row, ...]) -> list[Path | None]:
-    """The files of the rows, in order; None for a row that is off. Raises PathError that names the row."""
-    files: list[Path | None] = []
-    for number, row in enumerate(rows, 1):
+    def fingerprint_inputs(cls, adapter: str, **_: Any) -> list[tuple[int, int]]:
         try:
-            files.append(model_file("loras", row.name) if row.on else None)
-        except PathError as error:
-            raise PathError(f"row {number}: {error}") from error
-    return files
+            return [(file.stat().st_size, file.stat().st_mtime_ns) for file in row_files((Row(name=adapter),)) if file]
+        except (PathError, OSError):
+            return []
+
+    @classmethod
+    def execute(
+        cls, adapter: str, model_weight: float, clip_weight: float, blocks: str, adapters: tuple[Row, ...] = ()
+    ) -> io.NodeOutput:
+        stack = (*(adapters or ()), Row(name=adapter, model=model_weight, clip=clip_weight, blocks=blocks.strip()))
+        _check(stack)
+        return io.NodeOutput(stack, ", ".join(_words(stack)))
+
+
+def _check(rows: tuple[Row, ...]) -> None:
+    """Raise PathError, FileError or StackError for a row whose file is not there or whose block weights fit no blocks."""
+    for number, (row, file) in enumerate(zip(rows, row_files(rows), strict=True), 1):
+        if file is None or not row.blocks:
+            continue
+        family = describe_file(file).family if is_lora(row) else None
+        if family is None:
+            raise StackError(f"row {number} ({row.name}): it has no blocks that could be weighted: leave blocks empty.")
+        try:
+            parse_block_weights(row.blocks, family)
+        except BlockError as error:
+            raise StackError(f"row {number} ({row.name}): {error}") from error
+
+
+def _words(rows: tuple[Row, ...]) -> list[str]:
+    """Trigger words of the rows that are on, each once; an embedding's is its name."""
+    words: list[str] = []
+    for row, file in zip(rows, row_files(rows), strict=True):
+        if file is None:
+            continue
+        if row.name.startswith(EMBEDDING):
+            words.append(embedding_words(row))
+        elif is_lora(row):
+            words += trigger_words(read_header(file).metadata)
+    return list(dict.fromkeys(words))

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import folder_paths
 
+from ..trainer.adapters.stack import EMBEDDING, HYPERNETWORK
 from ..trainer.checkpoint import step_of
 from ..trainer.data.sources import has_pictures
 from ..trainer.spec import RUN_ID_PATTERN
@@ -79,6 +80,21 @@ def model_file(kind: str, name: str) -> Path:
     if name not in folder_paths.get_filename_list(kind):
         raise PathError(f"{name!r} is not in ComfyUI's {kind} folders: choose one from the list.")
     return Path(folder_paths.get_full_path_or_raise(kind, name))
+
+
+def adapter_file(name: str) -> Path:
+    """The file that a row of a stack names: in models/loras, or with a prefix in models/embeddings or models/hypernetworks. Raises PathError."""
+    for prefix, kind in ((EMBEDDING, "embeddings"), (HYPERNETWORK, "hypernetworks")):
+        if name.startswith(prefix):
+            return _listed(kind, name.removeprefix(prefix))
+    return _listed("loras", name)
+
+
+def _listed(kind: str, name: str) -> Path:
+    """A file by its name, which prompts and other packs may write without its ending."""
+    listed = folder_paths.get_filename_list(kind)
+    full = name if name in listed else next((known for known in listed if known.rpartition(".")[0] == name), name)
+    return model_file(kind, full)
 
 
 def captioner_choices() -> list[str]:

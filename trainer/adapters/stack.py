@@ -1,10 +1,16 @@
 """A stack: adapters with weights, in order."""
 import json
-from typing import Any
+import math
+from typing import Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from ..typed import Model, explain
+
+Curve = Literal["constant", "rising", "falling", "bell"]
+
+EMBEDDING = "embedding:"
+HYPERNETWORK = "hypernetwork:"
 
 
 class StackError(ValueError):
@@ -12,12 +18,58 @@ class StackError(ValueError):
 
 
 class Row(Model):
-    """One adapter and how strongly it works on the model and on the text encoder; `name` is relative to models/loras."""
+    """One adapter and how strongly it works on the model and on the text encoder.
+
+    `name` is relative to models/loras; `embedding:NAME` is one of models/embeddings, `hypernetwork:NAME` one of models/hypernetworks. `blocks`: a
+    preset's name or a number for each block of the model (`blocks.block_weights`); empty: 1 everywhere. `start`, `end`: the part of the
+    sampling in which it works on the model, 0 to 1; `curve`: how its weight goes there.
+    """
 
     on: bool = True
     name: str
     model: float = Field(default=1.0, ge=-100, le=100)
     clip: float = Field(default=1.0, ge=-100, le=100)
+    blocks: str = Field(default="", max_length=1000)
+    start: float = Field(default=0.0, ge=0, le=1)
+    end: float = Field(default=1.0, ge=0, le=1)
+    curve: Curve = "constant"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_rgthree(cls, row: Any) -> Any:
+        """rgthree's loader has rows {on, lora, strength, strengthTwo}; without strengthTwo both are the same."""
+        if not isinstance(row, dict) or "lora" not in row or "name" in row:
+            return row
+        strength = row.get("strength", 1.0)
+        two = row.get("strengthTwo")
+        known = {"on": row.get("on", True), "name": row["lora"], "model": strength, "clip": strength if two is None else two}
+        return known | {key: value for key, value in row.items() if key not in ("on", "lora", "strength", "strengthTwo")}
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Row":
+        if self.start >= self.end:
+            raise ValueError(f"start {self.start:g} is not below end {self.end:g}")
+        return self
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the weight changes while sampling."""
+        return (self.start, self.end, self.curve) != (0.0, 1.0, "constant")
+
+    def weight_at(self, progress: float) -> float:
+        """What the model weight is multiplied by when `progress`, 0 to 1, of the sampling is done. The end counts as inside."""
+        if not self.start <= progress <= self.end:
+            return 0.0
+        inside = (progress - self.start) / (self.end - self.start)
+        match self.curve:
+            case "constant":
+                return 1.0
+            case "rising":
+                return inside
+            case "falling":
+                return 1.0 - inside
+            case "bell":
+                return math.sin(math.pi * inside)
 
 
 _ROWS: TypeAdapter[tuple[Row, ...]] = TypeAdapter(tuple[Row, ...])
@@ -40,8 +92,8 @@ def from_lora_stack(stack: Any) -> tuple[Row, ...]:
 
 
 def to_lora_stack(rows: tuple[Row, ...]) -> list[tuple[str, float, float]]:
-    """Rows as other packs take them; those that are off are left out."""
-    return [(row.name, row.model, row.clip) for row in rows if row.on]
+    """Rows as other packs take them; those that are off, and what is no LoRA, are left out."""
+    return [(row.name, row.model, row.clip) for row in rows if row.on and not row.name.startswith((EMBEDDING, HYPERNETWORK))]
 
 
 def trigger_words(metadata: dict[str, str]) -> list[str]:
@@ -54,3 +106,9 @@ def trigger_words(metadata: dict[str, str]) -> list[str]:
     except ValueError:
         return []
     return [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
+
+
+def embedding_words(row: Row) -> str:
+    """What a prompt has to say for an embedding: `embedding:NAME`, with its weight where that is not 1."""
+    stem = row.name.removesuffix(".safetensors").removesuffix(".pt").removesuffix(".bin")
+    return stem if row.clip == 1 else f"({stem}:{row.clip:g})"

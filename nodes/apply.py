@@ -1,0 +1,162 @@
+"""Applying a stack of adapters to a model."""
+from collections.abc import Sequence
+from typing import Any
+
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+from comfy_api.latest import io
+
+from ..trainer.adapters.blocks import BlockError
+from ..trainer.adapters.hypernetwork import read_hypernetwork
+from ..trainer.adapters.layers import Layer
+from ..trainer.adapters.stack import HYPERNETWORK, Row
+from . import live
+from .live import Branch, LiveStack, can_branch
+from .matching import Matched, MatchError, Target, Weights, model_family, names
+from .merged import comfyui_patches, patches
+from .rows import Loaded, load, row_files
+from .sockets import LoomAdapters
+
+_Parts = dict[Target, list[tuple[float, Layer]]]
+
+
+class LoomApplyAdapters(io.ComfyNode):
+    """Gives a model and its text encoder the adapters of a stack."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoomApplyAdapters",
+            display_name="Apply Adapters",
+            category="LoRA Loom/adapters",
+            description="Applies a stack of adapters to a model.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to adapt."),
+                LoomAdapters.Input("adapters", tooltip="The stack to apply."),
+                io.Clip.Input("clip", optional=True, tooltip="The text encoder to adapt, for adapters that hold a part for it."),
+                io.Combo.Input(
+                    "mode",
+                    options=["merged", "live"],
+                    default="merged",
+                    tooltip="merged: added to the weights. live: computed beside them; changed weights cost nothing, and steps can have their own.",
+                ),
+                io.Float.Input(
+                    "strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="Multiplies every weight of the stack; 0 leaves the model alone."
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The adapted model."),
+                io.Clip.Output(display_name="clip", tooltip="The adapted text encoder."),
+                io.String.Output(display_name="report", tooltip="What was applied, and what of it matched."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, adapters: tuple[Row, ...], mode: str, strength: float, clip: Any = None) -> io.NodeOutput:
+        rows = tuple(row.model_copy(update={"model": row.model * strength, "clip": row.clip * strength}) for row in adapters)
+        _refuse_schedules(rows, mode)
+        loaded = [one for one in load(rows, str(cls.hidden.unique_id)) if one.row.model or one.row.clip]
+        weights = Weights.of(model, clip)
+        matches = [weights.match(one.row.name, one.adapter) for one in loaded]
+        told = {one.row: _told(one, match) for one, match in zip(loaded, matches, strict=True)}
+        model = _with_hypernetworks(model, rows, told)
+        if any(match.count for match in matches):
+            model, clip = _applied(model, clip, loaded, matches, mode, told)
+        return io.NodeOutput(model, clip, "\n".join(told.get(row, f"{row.name}: off") for row in rows))
+
+
+def _applied(
+    model: Any, clip: Any, loaded: Sequence[Loaded], matches: Sequence[Matched], mode: str, told: dict[Row, str]
+) -> tuple[Any, Any]:
+    branches: list[Branch] = []
+    model_parts: _Parts = {}
+    clip_parts: _Parts = {}
+    special: list[tuple[Any, dict[Target, Any], float]] = []
+    model = model.clone()
+    clip = None if clip is None else clip.clone()
+    # Sums are made in an order that is not that of the stack, so that its order changes no bit.
+    in_order = sorted(zip(loaded, matches, strict=True), key=lambda pair: (pair[0].row.name, pair[0].row.model_dump_json()))
+    for one, match in in_order:
+        beside = 0
+        try:
+            for target, (key, layer) in match.model.items():
+                weight = one.weight(key, text=False)
+                if not weight:
+                    continue
+                if mode == "live" and can_branch(model, target, layer):
+                    branches.append(Branch(one.row, weight, key, layer, target))
+                    beside += 1
+                else:
+                    model_parts.setdefault(target, []).append((weight, layer))
+            for target, (key, layer) in match.clip.items():
+                if weight := one.weight(key, text=True):
+                    clip_parts.setdefault(target, []).append((weight, layer))
+        except BlockError as error:
+            raise BlockError(f"{one.row.name}: {error}") from error
+        special += [(model, comfyui_patches(match.model), one.row.model)]
+        special += [(clip.patcher, comfyui_patches(match.clip), one.row.clip)] if clip is not None else []
+        if mode == "live":
+            if one.row.scheduled and beside < len(match.model):
+                raise MatchError(
+                    f"{one.row.name}: {len(match.model) - beside} of its layers cannot be computed beside the model's, so they have no schedule over "
+                    "the steps. Leave start, end and curve of its row alone."
+                )
+            told[one.row] += f", {beside} live"
+    model.add_patches(patches(model_parts))
+    if clip is not None:
+        clip.patcher.add_patches(patches(clip_parts))
+    for patcher, found, weight in special:
+        if found and weight:
+            patcher.add_patches(found, weight)
+    if branches:
+        _beside(model, branches)
+    return model, clip
+
+
+def _beside(model: Any, branches: Sequence[Branch]) -> None:
+    """One wrapper for all branches of the model, those of an earlier node with them: DoRA's are reckoned from the layer's own output."""
+    earlier = model.get_attachment(live.KEY)
+    stack = LiveStack(model, (*(earlier.branches if earlier else ()), *branches))
+    model.set_attachments(live.KEY, stack)
+    model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, live.KEY)
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, live.KEY, stack)
+    model.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, live.KEY)
+    model.add_callback_with_key(CallbacksMP.ON_CLEANUP, live.KEY, stack.release)
+
+
+def _with_hypernetworks(model: Any, rows: Sequence[Row], told: dict[Row, str]) -> Any:
+    """The model with core's patches for the hypernetworks among the rows. Raises FileError or MatchError."""
+    from comfy_extras.nodes_hypernetwork import load_hypernetwork_patch
+
+    for row, file in zip(rows, row_files(rows), strict=True):
+        if file is None or not row.name.startswith(HYPERNETWORK) or not row.model:
+            continue
+        found = read_hypernetwork(file)
+        family = model_family(model)
+        if found.family and found.family != family:
+            raise MatchError(f"{row.name} was made for {found.family} and the model is {family}: choose one for {family}.")
+        model = model.clone()
+        patch = load_hypernetwork_patch(str(file), row.model)
+        model.set_model_attn1_patch(patch)
+        model.set_model_attn2_patch(patch)
+        told[row] = f"{row.name}: hypernetwork, model {row.model:g}, widths {', '.join(map(str, sorted(found.layers)))}"
+    return model
+
+
+def _refuse_schedules(rows: Sequence[Row], mode: str) -> None:
+    for number, row in enumerate(rows, 1):
+        if row.on and row.scheduled and (mode != "live" or row.name.startswith(HYPERNETWORK)):
+            way = "hypernetworks have none" if row.name.startswith(HYPERNETWORK) else "set mode to live"
+            raise ValueError(f"row {number} ({row.name}) has a schedule over the steps, which weights that are merged cannot have: {way}.")
+
+
+def _told(one: Loaded, match: Matched) -> str:
+    row, adapter = one.row, one.adapter
+    text = f"{row.name}: {adapter.kind}, model {row.model:g}, text encoder {row.clip:g}, {match.count} of {len(adapter.layers)} layers"
+    if match.skipped:
+        text += f" ({match.skipped} are for a text encoder, and none is connected)"
+    if match.missing:
+        text += f"; not in this model: {', '.join(names(match.missing))}"
+    if adapter.not_understood:
+        text += f"; not understood: {', '.join(names(list(adapter.not_understood)))}"
+    return text

@@ -1,0 +1,142 @@
+"""Which weights of a ComfyUI model the layers of an adapter belong to."""
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.lora
+import comfy.utils
+
+from ..trainer.adapters.layers import Layer, layer_size
+from ..trainer.adapters.merge import is_text_encoder
+from ..trainer.adapters.reading import Adapter
+
+# ComfyUI's configurations by the family that adapters are made for; those that derive from one of these belong to it too.
+_FAMILIES = {
+    "SDXLRefiner": "SDXL refiner",
+    "SD15": "SD 1.x",
+    "SD20": "SD 2.x",
+    "SDXL": "SDXL",
+    "SD3": "SD3",
+    "Flux": "Flux",
+    "HunyuanVideo": "Hunyuan Video",
+    "QwenImage": "Qwen Image",
+    "WAN21_T2V": "Wan",
+}
+
+Target = Any
+"""A patch's key as ComfyUI has it: a weight's name, or (name, (dimension, start, length)) for a part of a fused one."""
+
+
+class MatchError(ValueError):
+    """The adapter does not belong to this model. The message says which of them is what."""
+
+
+@dataclass
+class Matched:
+    """Layers by the weights that they change. `missing`: keys of the adapter that this model has no weight for.
+
+    `skipped`: how many belong to a text encoder, where none is connected.
+    """
+
+    model: dict[Target, tuple[str, Layer]] = field(default_factory=dict)
+    clip: dict[Target, tuple[str, Layer]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    skipped: int = 0
+
+    @property
+    def count(self) -> int:
+        """Layers that were matched."""
+        return len(self.model) + len(self.clip)
+
+
+def model_family(model: Any) -> str:
+    """The family of a ComfyUI MODEL, as adapters' files are told by; the name of ComfyUI's own configuration for one that is not known."""
+    kinds = [kind.__name__ for kind in type(model.model.model_config).__mro__]
+    return next((_FAMILIES[kind] for kind in kinds if kind in _FAMILIES), kinds[0])
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The adaptable weights of a MODEL and a CLIP: by an adapter's key the target, by a weight's name its shape."""
+
+    family: str
+    model_targets: Mapping[str, Target]
+    clip_targets: Mapping[str, Target]
+    shapes: Mapping[str, tuple[int, ...]]
+    has_clip: bool
+
+    @classmethod
+    def of(cls, model: Any, clip: Any) -> "Weights":
+        """Look at a model, and at a text encoder or None."""
+        state = {name: tuple(weight.shape) for name, weight in model.model.state_dict().items()}
+        text = {} if clip is None else {name: tuple(weight.shape) for name, weight in clip.cond_stage_model.state_dict().items()}
+        return cls(
+            model_family(model),
+            comfy.lora.model_lora_keys_unet(model.model, {}),
+            {} if clip is None else comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}),
+            {**state, **text},
+            clip is not None,
+        )
+
+    def match(self, name: str, adapter: Adapter) -> Matched:
+        """Find the weights of the adapter in the file `name`. Raises MatchError if it is for another family, or nothing of it fits."""
+        if adapter.family and adapter.family != self.family:
+            raise MatchError(f"{name} was made for {adapter.family} and the model is {self.family}: choose an adapter for {self.family}.")
+        found = Matched()
+        for key, layer in adapter.layers.items():
+            text = is_text_encoder(key)
+            target = (self.clip_targets if text else self.model_targets).get(key)
+            if target is None:
+                if text and not self.has_clip:
+                    found.skipped += 1
+                else:
+                    found.missing.append(key)
+                continue
+            self._check(name, key, layer, target)
+            (found.clip if text else found.model)[target] = (key, layer)
+        if not found.count and not found.skipped:
+            made_for = adapter.family or "a family that its layers do not tell"
+            count = len(adapter.layers)
+            raise MatchError(f"none of the {count} layers of {name} is in this model: it was made for {made_for}, the model is {self.family}.")
+        return found
+
+    def _check(self, name: str, key: str, layer: Layer, target: Target) -> None:
+        weight, part = (target, None) if isinstance(target, str) else (target[0], target[1])
+        whole = self.shapes[weight]
+        if "reshape_weight" in layer or len(whole) < 2:
+            return
+        out, inputs = layer_size({suffix: tuple(tensor.shape) for suffix, tensor in layer.items()})
+        expected = list(whole)
+        if part:
+            expected[part[0]] = part[2]
+        flat = 1
+        for size in expected[1:]:
+            flat *= size
+        if (out is not None and out != expected[0]) or (inputs is not None and inputs not in (expected[1], flat)):
+            raise MatchError(
+                f"{name}: the layer {key} is for a weight of {out} outputs and {inputs} inputs, and the model's is {expected[0]} by {expected[1]} "
+                f"({weight}): it was made for a model of another size than this {self.family}."
+            )
+
+
+def module_of(model: Any, target: Target) -> tuple[str, Any]:
+    """The name and the module (of `model.model`) whose weight a target is."""
+    path = weight_of(target).rpartition(".")[0]
+    return path, comfy.utils.get_attr(model.model, path)
+
+
+def weight_of(target: Target) -> str:
+    """The name of a target's weight."""
+    return target if isinstance(target, str) else target[0]
+
+
+def bias_of(target: Target) -> str:
+    """The name of the bias beside a target's weight."""
+    return weight_of(target).removesuffix(".weight") + ".bias"
+
+
+def names(missing: list[str], most: int = 3) -> Iterator[str]:
+    """The first of them, and how many there are beyond."""
+    yield from missing[:most]
+    if len(missing) > most:
+        yield f"{len(missing) - most} more"

@@ -1,0 +1,65 @@
+"""Merged mode: one patch a weight, whatever number of adapters it sums."""
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.lora
+import torch
+from comfy.weight_adapter import WeightAdapterBase
+
+from ..trainer.adapters.layers import Layer
+from ..trainer.adapters.total import total_bias_change, total_change
+from .matching import Target, bias_of
+
+# What ComfyUI's own patches do and ours do not: a weight that becomes larger, or is replaced.
+_COMFYUI_ONLY = ("reshape_weight", "set_weight")
+
+
+class SummedChange(WeightAdapterBase):
+    """All adapters' changes of one weight: summed in fp32 and added once.
+
+    ComfyUI patches one adapter after another, and newer versions of it add each in the weight's own precision: an fp16 weight then loses much of
+    a small change.
+    """
+
+    name = "lora_loom"
+
+    def __init__(self, parts: Sequence[tuple[float, Layer]], total: Callable[[Sequence[tuple[float, Layer]], torch.Tensor], torch.Tensor]) -> None:
+        self.loaded_keys: set[str] = set()
+        self.weights = [tensor for _, layer in parts for tensor in layer.values()]
+        self._parts = parts
+        self._total = total
+
+    def calculate_weight(
+        self,
+        weight: torch.Tensor,
+        key: str,
+        strength: float,
+        strength_model: float,
+        offset: Any,
+        function: Callable[[torch.Tensor], torch.Tensor],
+        intermediate_dtype: torch.dtype = torch.float32,
+        original_weight: Any = None,
+    ) -> torch.Tensor:
+        """ComfyUI's patch: change `weight`, which is a copy and may be a part of a fused one, in place."""
+        total = function(self._total(self._parts, weight))
+        return weight.copy_(weight.float().add_(total, alpha=strength))
+
+
+def patches(parts_of: dict[Target, list[tuple[float, Layer]]]) -> dict[Target, Any]:
+    """ComfyUI's patches for the targets. `parts_of`: weights and layers; parts in one order give one result to the bit."""
+    found: dict[Target, Any] = {}
+    for target, parts in parts_of.items():
+        ours = [(weight, layer) for weight, layer in parts if not any(name in layer for name in _COMFYUI_ONLY)]
+        if ours:
+            found[target] = SummedChange(ours, total_change)
+        biases = [(weight, layer) for weight, layer in ours if "diff_b" in layer or "b_norm" in layer]
+        if biases:
+            found[bias_of(target)] = SummedChange(biases, total_bias_change)
+    return found
+
+
+def comfyui_patches(layers: dict[Target, tuple[str, Layer]]) -> dict[Target, Any]:
+    """ComfyUI's own patches for the layers that only it can apply."""
+    alone = {target: (key, layer) for target, (key, layer) in layers.items() if any(name in layer for name in _COMFYUI_ONLY)}
+    tensors = {f"{key}.{suffix}": tensor for key, layer in alone.values() for suffix, tensor in layer.items()}
+    return comfy.lora.load_lora(tensors, {key: target for target, (key, _) in alone.items()}, log_missing=False)

@@ -1,0 +1,62 @@
+"""The files that the rows of a stack name, read once and kept while a node uses them."""
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..trainer.adapters.blocks import BlockError, block_of, parse_block_weights
+from ..trainer.adapters.reading import Adapter, read_adapter
+from ..trainer.adapters.stack import EMBEDDING, HYPERNETWORK, Row
+from .paths import PathError, adapter_file
+
+# By node: what its last execution used, so that another weight reads nothing again. A file that changed is another one.
+_KEPT: dict[str, dict[tuple[str, int, int], Adapter]] = {}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A row that is on, with its LoRA."""
+
+    row: Row
+    adapter: Adapter
+
+    def weight(self, key: str, text: bool) -> float:
+        """The row's weight for a layer, without its schedule. Raises BlockError."""
+        weight = self.row.clip if text else self.row.model
+        if not self.row.blocks:
+            return weight
+        if self.adapter.family is None:
+            raise BlockError("the family of the adapter cannot be told, and so not its blocks: leave them empty.")
+        return weight * parse_block_weights(self.row.blocks, self.adapter.family).get(block_of(key, self.adapter.family) or "", 1.0)
+
+
+def row_files(rows: Sequence[Row]) -> list[Path | None]:
+    """The files of the rows, in order; None for a row that is off. Raises PathError that names the row."""
+    files: list[Path | None] = []
+    for number, row in enumerate(rows, 1):
+        try:
+            files.append(adapter_file(row.name) if row.on else None)
+        except PathError as error:
+            raise PathError(f"row {number}: {error}") from error
+    return files
+
+
+def is_lora(row: Row) -> bool:
+    """Whether the row is a LoRA of some kind: what is no embedding and no hypernetwork."""
+    return not row.name.startswith((EMBEDDING, HYPERNETWORK))
+
+
+def load(rows: Sequence[Row], node: str) -> list[Loaded]:
+    """The LoRAs of the rows that are on, for the node `node`. Raises PathError or FileError that names the row or the file."""
+    known = {key: adapter for kept in _KEPT.values() for key, adapter in kept.items()}
+    used: dict[tuple[str, int, int], Adapter] = {}
+    found = []
+    for row, file in zip(rows, row_files(rows), strict=True):
+        if file is None or not is_lora(row):
+            continue
+        stat = file.stat()
+        key = (str(file), stat.st_size, stat.st_mtime_ns)
+        if key not in used:
+            used[key] = known[key] if key in known else read_adapter(file)
+        found.append(Loaded(row, used[key]))
+    _KEPT[node] = used
+    return found

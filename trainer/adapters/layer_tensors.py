@@ -1,0 +1,112 @@
+"""A layer of an adapter as a mapping of ComfyUI's suffixes to tensors: which kind it is, and its tensors, checked, as matrices and numbers."""
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .layers import Layer as Layer
+from .lowrank import Factors
+
+
+class AdapterMathError(ValueError):
+    """The arithmetic does not apply to these tensors. The message says where, what is wrong and what to do."""
+
+
+@contextlib.contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Put the layer's key in front of the message of an AdapterMathError."""
+    try:
+        yield
+    except AdapterMathError as error:
+        raise AdapterMathError(f"{key}: {error}") from error
+
+
+class _Names(NamedTuple):
+    required: frozenset[str]
+    optional: frozenset[str]
+
+
+def _names(required: str, optional: str = "") -> _Names:
+    return _Names(frozenset(required.split()), frozenset(optional.split()))
+
+
+_KINDS = {
+    "LoRA": _names("lora_up.weight lora_down.weight", "lora_mid.weight"),
+    "LoHa": _names("hada_w1_a hada_w1_b hada_w2_a hada_w2_b", "hada_t1 hada_t2"),
+    "LoKr": _names("", "lokr_w1 lokr_w1_a lokr_w1_b lokr_w2 lokr_w2_a lokr_w2_b lokr_t2"),
+    "GLoRA": _names("a1.weight a2.weight b1.weight b2.weight"),
+    "OFT": _names("oft_blocks", "rescale"),
+    "(IA)^3": _names("weight on_input"),
+    "full difference": _names("diff"),
+    "norm difference": _names("w_norm"),
+    "replaced weight": _names("set_weight"),
+}
+_BESIDE = frozenset({"alpha", "dora_scale", "diff_b", "b_norm"})
+_DECOMPOSABLE = frozenset({"LoRA", "LoHa", "LoKr", "GLoRA"})
+RELATIVE = frozenset({"GLoRA", "OFT", "(IA)^3", "replaced weight"})
+"""Kinds whose change depends on the weight that it is added to."""
+
+
+def kind_of(layer: Layer) -> str:
+    """Which of the kinds the layer is. Raises AdapterMathError for none, for two at once, and for tensors that are missing or not understood."""
+    names = set(layer) - _BESIDE
+    found = [kind for kind, (required, optional) in _KINDS.items() if names & (required | optional)]
+    if len(found) != 1:
+        held = " and ".join(found) or "no kind of adapter that is known"
+        raise AdapterMathError(f"the layer holds {held} ({', '.join(sorted(layer))}): one kind a layer can be computed with")
+    required, optional = _KINDS[found[0]]
+    if names - required - optional or required - names:
+        wrong = [f"{name} is not understood" for name in sorted(names - required - optional)]
+        wrong += [f"{name} is missing" for name in sorted(required - names)]
+        raise AdapterMathError(f"this is {found[0]}, but {'; '.join(wrong)}")
+    if "dora_scale" in layer and found[0] not in _DECOMPOSABLE:
+        raise AdapterMathError(f"dora_scale does not go with {found[0]}")
+    return found[0]
+
+
+def get(layer: Layer, name: str, dtype: torch.dtype) -> Tensor:
+    """The tensor in `dtype`. Raises AdapterMathError if it is missing, NaN or infinite."""
+    if name not in layer:
+        raise AdapterMathError(f"{name} is missing")
+    tensor = layer[name].detach().to(dtype)
+    if not torch.isfinite(tensor).all():
+        raise AdapterMathError(f"{name} holds NaN or infinity: the file is damaged or its training diverged; use another copy or an earlier save")
+    return tensor
+
+
+def matrix(layer: Layer, name: str, dtype: torch.dtype) -> Tensor:
+    """The same as a matrix: a kernel (a, b, kh, kw) becomes (a, b * kh * kw)."""
+    tensor = get(layer, name, dtype)
+    if tensor.dim() < 2 or not tensor.numel():
+        raise AdapterMathError(f"{name} has shape {tuple(tensor.shape)}; a matrix or a kernel is needed")
+    return tensor.flatten(1)
+
+
+def pair(layer: Layer, left: str, right: str, dtype: torch.dtype) -> Factors:
+    """Two tensors as the factors of a product. Raises AdapterMathError if they do not fit together."""
+    factors = Factors(matrix(layer, left, dtype), matrix(layer, right, dtype))
+    check_chain(f"{left} and {right}", *factors)
+    return factors
+
+
+def check_chain(names: str, *matrices: Tensor) -> None:
+    """Raises AdapterMathError unless the matrices can be multiplied in their order."""
+    if any(a.shape[1] != b.shape[0] for a, b in itertools.pairwise(matrices)):
+        shapes = " @ ".join(str(tuple(matrix.shape)) for matrix in matrices)
+        raise AdapterMathError(f"{names} do not fit together: {shapes}")
+
+
+def number(layer: Layer, name: str) -> float:
+    """The value of a tensor of one element. Raises AdapterMathError."""
+    tensor = get(layer, name, torch.float64)
+    if tensor.numel() != 1:
+        raise AdapterMathError(f"{name} has shape {tuple(tensor.shape)}; a single number is needed")
+    return float(tensor)
+
+
+def scale_of(layer: Layer, rank: int) -> float:
+    """alpha / rank; 1 without alpha."""
+    return number(layer, "alpha") / rank if "alpha" in layer else 1.0

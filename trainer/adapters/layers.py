@@ -1,0 +1,215 @@
+"""What a layer of an adapter is made of: the names of its tensors, and what their shapes have to agree on.
+
+Names and shapes are those that ComfyUI reads (comfy/weight_adapter in 0.3.75); (IA)^3 is LyCORIS's
+(https://github.com/KohakuBlueleaf/LyCORIS), which ComfyUI does not read. Everything here works on shapes, so that a file's header is enough.
+"""
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+Layer: TypeAlias = Mapping[str, Tensor]
+"""A layer's tensors by their canonical suffix: `lora_up.weight`, `alpha`, `hada_w1_a`, ..."""
+Shape: TypeAlias = tuple[int, ...]
+Shapes: TypeAlias = Mapping[str, Shape]
+LayerKind = Literal["LoRA", "LoHa", "LoKr", "GLoRA", "OFT", "BOFT", "IA3", "full difference"]
+
+_LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+_GLORA = ("a1.weight", "a2.weight", "b1.weight", "b2.weight")
+_LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+_DIFFERENCE = ("diff", "diff_b", "w_norm", "b_norm", "set_weight")
+SUFFIXES = (
+    *("lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha", "dora_scale", "reshape_weight"),
+    *_LOHA,
+    *("hada_t1", "hada_t2"),
+    *_LOKR,
+    *_GLORA,
+    *("oft_blocks", "rescale", "on_input", "weight"),
+    *_DIFFERENCE,
+)
+"""Every canonical suffix. `weight` belongs to a layer only beside `on_input`: anything has a weight."""
+NOT_FACTORS = frozenset({"alpha", "reshape_weight", "on_input"})
+"""Those that may be whole numbers."""
+
+_REQUIRED: dict[LayerKind, tuple[str, ...]] = {
+    "LoRA": ("lora_up.weight", "lora_down.weight"),
+    "LoHa": _LOHA,
+    "GLoRA": _GLORA,
+    "OFT": ("oft_blocks",),
+    "BOFT": ("oft_blocks",),
+    "IA3": ("weight", "on_input"),
+}
+_MATRICES = frozenset({"lora_up.weight", "lora_down.weight", *_LOHA, *_GLORA, *_LOKR} - {"lokr_t2"})
+
+
+def layer_kind(shapes: Shapes) -> LayerKind | None:
+    """What kind of layer these tensors make. None: nothing that changes a weight, as `alpha` alone."""
+    if "lora_up.weight" in shapes or "lora_down.weight" in shapes:
+        return "LoRA"
+    if "oft_blocks" in shapes:
+        return "BOFT" if len(shapes["oft_blocks"]) == 4 else "OFT"
+    kinds: tuple[tuple[LayerKind, Collection[str]], ...] = (
+        ("LoHa", _LOHA),
+        ("LoKr", _LOKR),
+        ("GLoRA", _GLORA),
+        ("IA3", ("on_input",)),
+        ("full difference", _DIFFERENCE),
+    )
+    return next((kind for kind, suffixes in kinds if any(suffix in shapes for suffix in suffixes)), None)
+
+
+def layer_problem(shapes: Shapes) -> str | None:
+    """What is wrong with a layer of these shapes, for the end of an error's sentence; None: they fit together.
+
+    A missing counterpart, ranks that disagree, an empty tensor, too few dimensions.
+    """
+    kind = layer_kind(shapes)
+    if kind is None:
+        return f"holds {', '.join(sorted(shapes))} and nothing to apply"
+    missing = [suffix for suffix in _REQUIRED.get(kind, ()) if suffix not in shapes]
+    if missing:
+        return f"is a {kind} layer without {missing[0]}"
+    for suffix, shape in shapes.items():
+        if 0 in shape:
+            return f"has an empty {suffix} of shape {shape}"
+        if suffix in _MATRICES and len(shape) < 2:
+            return f"has a {suffix} of shape {shape}; it has to be a matrix or a convolution's kernel"
+    if math.prod(shapes.get("alpha", ())) != 1:
+        return f"has an alpha of shape {shapes['alpha']}; it has to be one number"
+    check = _CHECKS.get(kind)
+    return check(shapes) if check else None
+
+
+def layer_rank(shapes: Shapes) -> int | None:
+    """The rank that `alpha` is divided by; None where there is none (full matrices, OFT). The layer has no `layer_problem`."""
+    kind = layer_kind(shapes)
+    if kind == "LoRA":
+        return shapes["lora_down.weight"][0]
+    if kind == "LoHa":
+        return shapes["hada_w1_b"][0]
+    if kind == "LoKr":
+        # As ComfyUI: the second factor's rank where it has one.
+        return next((shapes[suffix][0] for suffix in ("lokr_w2_b", "lokr_w1_b") if suffix in shapes), None)
+    if kind == "GLoRA":
+        return shapes["b1.weight"][0] if _is_old_glora(shapes) else shapes["b1.weight"][1]
+    return None
+
+
+def layer_size(shapes: Shapes) -> tuple[int | None, int | None]:
+    """(out, in) features or channels of the layer that is adapted, None where the tensors do not say.
+
+    `in` counts the kernel's positions too where a kind stores a convolution's input flattened. The layer has no `layer_problem`.
+    """
+    kind = layer_kind(shapes)
+    if kind == "LoRA":
+        return shapes["lora_up.weight"][0], shapes["lora_down.weight"][1]
+    if kind == "LoHa":
+        return shapes["hada_w1_a"][1 if "hada_t1" in shapes else 0], shapes["hada_w1_b"][1]
+    if kind == "LoKr":
+        first, second = _lokr_factor(shapes, "1"), _lokr_factor(shapes, "2")
+        return first[0] * second[0], first[1] * second[1]
+    if kind == "GLoRA":
+        old = _is_old_glora(shapes)
+        return shapes["b2.weight" if old else "b1.weight"][0], shapes["b1.weight" if old else "b2.weight"][1]
+    if kind == "OFT":
+        return math.prod(shapes["oft_blocks"][:2]), None
+    if "diff" in shapes and len(shapes["diff"]) > 1:
+        return shapes["diff"][0], shapes["diff"][1]
+    return None, None
+
+
+def is_wide_convolution(shapes: Shapes) -> bool:
+    """Whether a LoRA layer adapts a convolution with a kernel larger than 1x1, which is what makes a LoCon."""
+    return "lora_mid.weight" in shapes or any(math.prod(shapes.get(name, ())[2:]) > 1 for name in ("lora_down.weight", "lora_up.weight"))
+
+
+def _disagree(shapes: Shapes, one: str, one_axis: int, other: str, other_axis: int, on: str = "rank") -> str | None:
+    first, second = shapes[one][one_axis], shapes[other][other_axis]
+    if first == second:
+        return None
+    return f"has {one} of shape {shapes[one]} and {other} of shape {shapes[other]}, which disagree on the {on}: {first} and {second}"
+
+
+def _lora_problem(shapes: Shapes) -> str | None:
+    wrong = _disagree(shapes, "lora_up.weight", 1, "lora_down.weight", 0)
+    if not wrong and "lora_mid.weight" in shapes:
+        if len(shapes["lora_mid.weight"]) < 3:
+            return f"has a lora_mid.weight of shape {shapes['lora_mid.weight']}; it has to be a convolution's kernel"
+        wrong = _disagree(shapes, "lora_mid.weight", 0, "lora_up.weight", 1) or _disagree(shapes, "lora_mid.weight", 1, "lora_down.weight", 0)
+    if not wrong and "dora_scale" in shapes:
+        count, size = math.prod(shapes["dora_scale"]), layer_size(shapes)
+        if count not in size:
+            return f"has a dora_scale of {count} numbers for a layer of {size[0]} outputs and {size[1]} inputs"
+    return wrong
+
+
+def _loha_problem(shapes: Shapes) -> str | None:
+    if ("hada_t1" in shapes) != ("hada_t2" in shapes):
+        return "has one of hada_t1 and hada_t2; there have to be both or neither"
+    out = 1 if "hada_t1" in shapes else 0
+    wrong = _disagree(shapes, "hada_w1_a", out, "hada_w2_a", out, "outputs") or _disagree(shapes, "hada_w1_b", 1, "hada_w2_b", 1, "inputs")
+    for number in "12":
+        core, first, second = f"hada_t{number}", f"hada_w{number}_a", f"hada_w{number}_b"
+        wrong = wrong or (_core_problem(shapes, core, first, second) if core in shapes else _disagree(shapes, first, 1, second, 0))
+    return wrong
+
+
+def _lokr_problem(shapes: Shapes) -> str | None:
+    for number in "12":
+        whole, first, second = (f"lokr_w{number}{end}" for end in ("", "_a", "_b"))
+        if whole in shapes:
+            continue
+        if first not in shapes or second not in shapes:
+            return f"is a LoKr layer without {whole} or both of {first} and {second}"
+        core = number == "2" and "lokr_t2" in shapes
+        wrong = _core_problem(shapes, "lokr_t2", first, second) if core else _disagree(shapes, first, 1, second, 0)
+        if wrong:
+            return wrong
+    return None
+
+
+def _core_problem(shapes: Shapes, core: str, first: str, second: str) -> str | None:
+    """A Tucker core is (rank of the first factor, rank of the second, kernel): its factors are (rank, out) and (rank, in)."""
+    if len(shapes[core]) < 3:
+        return f"has a {core} of shape {shapes[core]}; it has to be a convolution's kernel"
+    return _disagree(shapes, core, 0, first, 0) or _disagree(shapes, core, 1, second, 0)
+
+
+def _lokr_factor(shapes: Shapes, number: str) -> tuple[int, int]:
+    """(out, in) of one Kronecker factor."""
+    whole = shapes.get(f"lokr_w{number}")
+    if whole:
+        return whole[0], whole[1]
+    out = 1 if number == "2" and "lokr_t2" in shapes else 0
+    return shapes[f"lokr_w{number}_a"][out], shapes[f"lokr_w{number}_b"][1]
+
+
+def _is_old_glora(shapes: Shapes) -> bool:
+    """LyCORIS swapped the factors' roles: first (rank, in) and (out, rank) for b1 and b2, then (out, rank) and (rank, in)."""
+    a1, a2, b1, b2 = (shapes[suffix] for suffix in _GLORA)
+    return b2[1] == b1[0] == a1[0] == a2[1]
+
+
+def _glora_problem(shapes: Shapes) -> str | None:
+    a1, a2, b1, b2 = (shapes[suffix] for suffix in _GLORA)
+    if _is_old_glora(shapes) or b2[0] == b1[1] == a1[1] == a2[0]:
+        return None
+    return f"has GLoRA factors a1 {a1}, a2 {a2}, b1 {b1}, b2 {b2}, which do not agree on one rank"
+
+
+def _oft_problem(shapes: Shapes) -> str | None:
+    blocks = shapes["oft_blocks"]
+    if len(blocks) not in (3, 4) or blocks[-1] != blocks[-2]:
+        return f"has oft_blocks of shape {blocks}; they have to be square blocks: (blocks, size, size), or (factors, blocks, size, size) for BOFT"
+    return None
+
+
+_CHECKS: dict[LayerKind, Callable[[Shapes], str | None]] = {
+    "LoRA": _lora_problem,
+    "LoHa": _loha_problem,
+    "LoKr": _lokr_problem,
+    "GLoRA": _glora_problem,
+    "OFT": _oft_problem,
+    "BOFT": _oft_problem,
+}

@@ -1,0 +1,82 @@
+"""Whether numbers from a file can be trusted: known types, sane shapes, finite values, the bytes that were once hashed."""
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .files import FileError, Header
+from .layers import Shape
+
+FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+WHOLE = frozenset({"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"})
+LARGEST = 1e9
+"""No training leaves a number above this in an adapter; flipped exponent bits do."""
+_LARGEST_SIDE = 2**40
+_MOST_TENSORS = 100_000  # A LoRA on every layer of the largest models has some thousands.
+_SHOWN = 100
+
+
+def shown(name: str) -> str:
+    """`name` as an error may show it: a hostile one can be as long as the file."""
+    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+
+
+def checked_shapes(header: Header, file: str) -> dict[str, Shape]:
+    """Shapes by name, once every entry of the header has one that is a shape and a type that is known.
+
+    Raises:
+        FileError: it has not, or there are more tensors than any adapter has.
+    """
+    if len(header.tensors) > _MOST_TENSORS:
+        raise FileError(f"{file} holds {len(header.tensors)} tensors; no adapter has more than {_MOST_TENSORS}. Choose another file.")
+    shapes: dict[str, Shape] = {}
+    for name, entry in header.tensors.items():
+        if not all(type(size) is int and 0 <= size <= _LARGEST_SIDE for size in entry.shape):
+            raise FileError(f"{file}: {shown(name)} has the shape {shown(str(entry.shape))}, which no tensor has. Download the file again.")
+        if not isinstance(entry.dtype, str) or entry.dtype not in FLOATS | WHOLE:
+            raise FileError(f"{file}: {shown(name)} is stored as {shown(str(entry.dtype))}, a number type that LoRA Loom does not read. Convert it.")
+        shapes[name] = entry.shape
+    return shapes
+
+
+def check_values(tensor: Tensor, name: str, file: str) -> None:
+    """Raises FileError if a number is NaN, infinite or absurdly large."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return
+    low, high = (bound.item() for bound in torch.aminmax(tensor.float() if tensor.itemsize == 1 else tensor))
+    # Written so that NaN, which aminmax hands on, fails it.
+    if low >= -LARGEST and high <= LARGEST:
+        return
+    if torch.isfinite(tensor.float()).all():
+        raise FileError(
+            f"{file}: {shown(name)} holds {max(high, -low):.3g}, which no training makes: the file is damaged. Download or copy it again."
+        )
+    raise FileError(
+        f"{file}: {shown(name)} holds NaN or infinity: the training that made it went wrong, or the file is damaged. Use another version of it."
+    )
+
+
+def check_recorded_hash(path: Path, metadata: Mapping[str, str]) -> None:
+    """Compare the tensors' bytes with the hash in the file's own metadata, if there is one whose meaning is sure.
+
+    `sshs_model_hash` (kohya's, read by A1111) is the sha256 of everything behind the header. `modelspec.hash_sha256` is that too in LoRA
+    Loom's own files; other programs hash the tensors in another order under that name, so theirs is not looked at. Raises FileError.
+    """
+    recorded = metadata.get("sshs_model_hash", "")
+    if not recorded and "lora_loom.spec" in metadata:
+        recorded = metadata.get("modelspec.hash_sha256", "")
+    recorded = recorded.lower().removeprefix("0x")
+    if len(recorded) == 64 and payload_sha256(path) != recorded:
+        raise FileError(
+            f"{path.name} is not as it was made: its tensors do not have the sha256 that its metadata names. It is damaged (download or copy it "
+            "again), or another program changed it and kept the old hash (have that program save it without sshs_model_hash)."
+        )
+
+
+def payload_sha256(path: Path) -> str:
+    """sha256, in hex, of everything behind the header of a .safetensors file."""
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        return hashlib.file_digest(file, "sha256").hexdigest()
