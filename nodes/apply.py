@@ -16,6 +16,9 @@ from .merged import comfyui_patches, patches
 from .rows import Loaded, load, row_files
 from .sockets import LoomAdapters
 
+# By node: its last live stack, for the next one with other weights.
+_LAST: dict[str, LiveStack] = {}
+
 _Parts = dict[Target, list[tuple[float, Layer]]]
 
 
@@ -53,21 +56,37 @@ class LoomApplyAdapters(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, adapters: tuple[Row, ...], mode: str, strength: float, clip: Any = None) -> io.NodeOutput:
-        rows = tuple(row.model_copy(update={"model": row.model * strength, "clip": row.clip * strength}) for row in adapters)
-        _refuse_schedules(rows, mode)
-        loaded = [one for one in load(rows, str(cls.hidden.unique_id)) if one.row.model or one.row.clip]
-        weights = Weights.of(model, clip)
-        matches = [weights.match(one.row.name, one.adapter) for one in loaded]
-        told = {one.row: _told(one, match) for one, match in zip(loaded, matches, strict=True)}
-        model = _with_hypernetworks(model, rows, told)
-        if any(match.count for match in matches):
-            model, clip = _applied(model, clip, loaded, matches, mode, told)
-        return io.NodeOutput(model, clip, "\n".join(told.get(row, f"{row.name}: off") for row in rows))
+        model, clip, told = apply_rows(model, clip, scaled(adapters, strength), mode, str(cls.hidden.unique_id))
+        return io.NodeOutput(model, clip, "\n".join(told))
+
+
+def scaled(rows: Sequence[Row], strength: float) -> tuple[Row, ...]:
+    """The rows with all of their weights multiplied."""
+    return tuple(row.model_copy(update={"model": row.model * strength, "clip": row.clip * strength}) for row in rows)
+
+
+def apply_rows(model: Any, clip: Any, rows: Sequence[Row], mode: str, node: str) -> tuple[Any, Any, list[str]]:
+    """A model and a text encoder (or None) with the adapters of the rows, and a line for each row; those that came in are not changed.
+
+    `node`: for whom files are kept, see `rows.load`. Raises PathError, FileError, MatchError, BlockError or ValueError that names the row.
+    """
+    _refuse_schedules(rows, mode)
+    loaded = [one for one in load(rows, node) if one.row.model or one.row.clip]
+    weights = Weights.of(model, clip)
+    matches = [weights.match(one.row.name, one.adapter) for one in loaded]
+    told = {one.row: _told(one, match) for one, match in zip(loaded, matches, strict=True)}
+    model = _with_hypernetworks(model, rows, told)
+    if any(match.count for match in matches):
+        model, clip, branches = _applied(model, clip, loaded, matches, mode, told)
+        if branches:
+            _beside(model, branches, node)
+    return model, clip, [told.get(row, f"{row.name}: off") for row in rows]
 
 
 def _applied(
     model: Any, clip: Any, loaded: Sequence[Loaded], matches: Sequence[Matched], mode: str, told: dict[Row, str]
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, list[Branch]]:
+    """The model and the text encoder with what is merged, and what goes beside the model's layers."""
     branches: list[Branch] = []
     model_parts: _Parts = {}
     clip_parts: _Parts = {}
@@ -102,21 +121,21 @@ def _applied(
                     "the steps. Leave start, end and curve of its row alone."
                 )
             told[one.row] += f", {beside} live"
-    model.add_patches(patches(model_parts))
-    if clip is not None:
+    # ComfyUI patches a model anew after every call of add_patches, an empty one too.
+    if model_parts:
+        model.add_patches(patches(model_parts))
+    if clip_parts:
         clip.patcher.add_patches(patches(clip_parts))
     for patcher, found, weight in special:
         if found and weight:
             patcher.add_patches(found, weight)
-    if branches:
-        _beside(model, branches)
-    return model, clip
+    return model, clip, branches
 
 
-def _beside(model: Any, branches: Sequence[Branch]) -> None:
+def _beside(model: Any, branches: Sequence[Branch], node: str) -> None:
     """One wrapper for all branches of the model, those of an earlier node with them: DoRA's are reckoned from the layer's own output."""
-    earlier = model.get_attachment(live.KEY)
-    stack = LiveStack(model, (*(earlier.branches if earlier else ()), *branches))
+    before = model.get_attachment(live.KEY)
+    stack = _LAST[node] = LiveStack(model, (*(before.branches if before else ()), *branches), _LAST.get(node))
     model.set_attachments(live.KEY, stack)
     model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, live.KEY)
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, live.KEY, stack)

@@ -34,7 +34,7 @@ class Branch:
 
 def can_branch(model: Any, target: Target, layer: Layer) -> bool:
     """Whether the layer can be computed beside its module: a matrix or a 2D convolution, and no change that takes the whole weight to compute."""
-    _, module = module_of(model, target)
+    module = module_of(model, target)
     if any(name in layer for name in ("reshape_weight", "set_weight", "w_norm", "b_norm")) or not isinstance(module, nn.Linear | nn.Conv2d):
         return False
     if isinstance(module, nn.Conv2d) and module.groups != 1:
@@ -47,13 +47,17 @@ def can_branch(model: Any, target: Target, layer: Layer) -> bool:
 class LiveStack:
     """The branches of one model, as a wrapper around its calls and as an attachment of its patcher."""
 
-    def __init__(self, model: Any, branches: Sequence[Branch]) -> None:
+    def __init__(self, model: Any, branches: Sequence[Branch], earlier: "LiveStack | None" = None) -> None:
+        """`earlier`: another stack; where model and layers are the same and only weights differ, what it has made is used again."""
         self.branches = tuple(branches)
+        # Changes whenever the model's weights do.
+        self._of = model.patches_uuid
         self._rows = list(dict.fromkeys(branch.row for branch in branches))
         by_module: dict[str, list[Branch]] = {}
         for branch in branches:
-            by_module.setdefault(module_of(model, branch.target)[0], []).append(branch)
-        self._beside = {path: _Beside(of) for path, of in by_module.items()}
+            by_module.setdefault(weight_of(branch.target).rpartition(".")[0], []).append(branch)
+        known = earlier._beside if earlier and earlier._of == self._of else {}
+        self._beside = {path: _Beside(of, known.get(path)) for path, of in by_module.items()}
         self._progress: dict[float, float] = {}
 
     def __deepcopy__(self, memo: Any) -> "LiveStack":
@@ -71,7 +75,7 @@ class LiveStack:
             for path, beside in self._beside.items():
                 if any(branch.weight * scales[branch.row] for branch in beside.branches):
                     module = base.get_submodule(path)
-                    handle = module.register_forward_hook(beside.hook(base, path, scales))
+                    handle = module.register_forward_hook(beside.hook(base, scales))
                     hooks.callback(handle.remove)
             return executor(*arguments, **options)
 
@@ -92,74 +96,75 @@ class LiveStack:
             beside.release()
 
 
+_Strengths = Sequence[float]
+_Term = Callable[[Any, Tensor, Tensor, Tensor, _Strengths], Tensor]
+"""(module, its input, its own output, the output so far, the branches' strengths) -> the output with one term more."""
+
+
 class _Beside:
     """The branches beside one module, and what was made of them for a device and a number format."""
 
-    def __init__(self, branches: list[Branch]) -> None:
+    def __init__(self, branches: list[Branch], earlier: "_Beside | None") -> None:
         # In an order that is not that of the stack, so that its order changes no bit.
         self.branches = sorted(branches, key=lambda branch: (branch.row.name, branch.weight, branch.row.model_dump_json()))
-        self._made: dict[tuple[torch.device, torch.dtype], list[_Term]] = {}
+        same = earlier and [(id(one.layer), one.target) for one in earlier.branches] == [(id(one.layer), one.target) for one in self.branches]
+        self._made: dict[tuple[torch.device, torch.dtype], list[_Term]] = earlier._made if earlier and same else {}
 
     def release(self) -> None:
         """See LiveStack."""
         for key in [key for key in self._made if key[0].type != "cpu"]:
             del self._made[key]
 
-    def hook(self, base: Any, path: str, scales: dict[Row, float]) -> Callable[..., Tensor]:
+    def hook(self, base: Any, scales: dict[Row, float]) -> Callable[..., Tensor]:
         """A forward hook that adds what the branches add."""
+        strengths = [branch.weight * scales[branch.row] for branch in self.branches]
 
         def add(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = inputs[0]
             key = (x.device, x.dtype)
             if key not in self._made:
-                self._made[key] = list(_terms(self.branches, module, base, path, x))
+                self._made[key] = list(_terms(self.branches, module, base, x))
             result = output
             for term in self._made[key]:
-                result = term(module, x, output, result, scales)
+                result = term(module, x, output, result, strengths)
             return result
 
         return add
 
 
-_Term = Callable[[Any, Tensor, Tensor, Tensor, dict[Row, float]], Tensor]
-"""(module, its input, its own output, the output so far, scales by row) -> the output with one term more."""
-
-
-def _terms(branches: list[Branch], module: Any, base: Any, path: str, x: Tensor) -> Iterator[_Term]:
-    """The terms of one module on the device and in the number format of `x`. Low-rank ones of a target are one."""
-    low: dict[Target, list[tuple[Branch, Tensor, Tensor]]] = {}
-    for branch in branches:
+def _terms(branches: list[Branch], module: Any, base: Any, x: Tensor) -> Iterator[_Term]:
+    """The terms of one module on the device and in the number format of `x`, whatever the weights. Low-rank ones of a target are one."""
+    low: dict[Target, list[tuple[int, Tensor, Tensor]]] = {}
+    for number, branch in enumerate(branches):
         layer = {name: tensor.to(x.device) for name, tensor in branch.layer.items()}
         bias = bias_delta(layer)
         if bias is not None:
-            yield _bias(branch, bias.to(x.dtype))
+            yield _bias(number, branch.target, bias.to(x.dtype))
         if not changes_weight(layer):
             continue
         if "dora_scale" in layer:
-            yield _decomposed(branch, layer, module, base, x)
+            yield _decomposed(number, branch.target, layer, module, base, x)
             continue
         factors = low_rank(layer)
         if factors is None:
-            yield _dense(branch, layer, x)
+            yield _dense(number, branch.target, layer)
         else:
-            low.setdefault(branch.target, []).append((branch, factors.up.to(x.dtype), factors.down.to(x.dtype)))
-    for parts in low.values():
-        yield _low_rank(parts, module)
+            low.setdefault(branch.target, []).append((number, factors.up.to(x.dtype), factors.down.to(x.dtype)))
+    for target, parts in low.items():
+        yield _low_rank(target, parts, module)
 
 
-def _low_rank(parts: list[tuple[Branch, Tensor, Tensor]], module: Any) -> _Term:
+def _low_rank(target: Target, parts: list[tuple[int, Tensor, Tensor]], module: Any) -> _Term:
     ups, downs = torch.cat([up for _, up, _ in parts], dim=1), torch.cat([down for _, _, down in parts])
     ranks = [up.shape[1] for _, up, _ in parts]
     wide = isinstance(module, nn.Conv2d)
     if wide:
         ups, downs = ups[:, :, None, None], downs.reshape(len(downs), -1, *module.kernel_size)
-    target = parts[0][0].target
     last: list[Any] = [None, None]
 
-    def add(module: Any, x: Tensor, own: Tensor, result: Tensor, scales: dict[Row, float]) -> Tensor:
-        strengths = [branch.weight * scales[branch.row] for branch, _, _ in parts]
+    def add(module: Any, x: Tensor, own: Tensor, result: Tensor, strengths: _Strengths) -> Tensor:
         if last[0] != strengths:
-            numbers = [strength for strength, rank in zip(strengths, ranks, strict=True) for _ in range(rank)]
+            numbers = [strengths[number] for (number, _, _), rank in zip(parts, ranks, strict=True) for _ in range(rank)]
             last[:] = strengths, torch.tensor(numbers).to(x)
         if wide:
             inner = module._conv_forward(x, downs, None) * last[1][:, None, None]
@@ -170,35 +175,34 @@ def _low_rank(parts: list[tuple[Branch, Tensor, Tensor]], module: Any) -> _Term:
     return add
 
 
-def _dense(branch: Branch, layer: Layer, x: Tensor) -> _Term:
+def _dense(number: int, target: Target, layer: Layer) -> _Term:
     # Formed anew at each call: kept for all layers, it would be as large as the model.
-    def add(module: Any, x: Tensor, own: Tensor, result: Tensor, scales: dict[Row, float]) -> Tensor:
-        strength = branch.weight * scales[branch.row]
-        if not strength:
+    def add(module: Any, x: Tensor, own: Tensor, result: Tensor, strengths: _Strengths) -> Tensor:
+        if not strengths[number]:
             return result
-        change = (delta(layer) * strength).to(x.dtype)
+        change = (delta(layer) * strengths[number]).to(x.dtype)
         if isinstance(module, nn.Conv2d):
             return result + module._conv_forward(x, change.reshape(module.weight.shape), None)
-        return _added(result, nn.functional.linear(_part(x, branch.target, 1), change), branch.target)
+        return _added(result, nn.functional.linear(_part(x, target, 1), change), target)
 
     return add
 
 
-def _bias(branch: Branch, bias: Tensor) -> _Term:
-    def add(module: Any, x: Tensor, own: Tensor, result: Tensor, scales: dict[Row, float]) -> Tensor:
+def _bias(number: int, target: Target, bias: Tensor) -> _Term:
+    def add(module: Any, x: Tensor, own: Tensor, result: Tensor, strengths: _Strengths) -> Tensor:
         shaped = bias.reshape(-1, 1, 1) if isinstance(module, nn.Conv2d) else bias.flatten()
-        return _added(result, shaped * (branch.weight * scales[branch.row]), branch.target)
+        return _added(result, shaped * strengths[number], target)
 
     return add
 
 
-def _decomposed(branch: Branch, layer: Layer, module: Any, base: Any, x: Tensor) -> _Term:
+def _decomposed(number: int, target: Target, layer: Layer, module: Any, base: Any, x: Tensor) -> _Term:
     """DoRA (https://arxiv.org/abs/2402.09353) in ComfyUI's convention: W' = (W + change) * g, g along the outputs or along the inputs.
 
     Along the outputs: y' - y = (g - 1) Wx + g change(x). Along the inputs: y' - y = (W + change)(g x) - Wx, for which the layer runs again.
     """
     plain = {name: tensor for name, tensor in layer.items() if name != "dora_scale"}
-    weight = _weight(base, branch.target, x.device)
+    weight = _weight(base, target, x.device)
     change = delta(plain, base=weight)
     magnitude = layer["dora_scale"].float().flatten()
     along_outputs = layer["dora_scale"].shape[0] == weight.shape[0]
@@ -220,8 +224,8 @@ def _decomposed(branch: Branch, layer: Layer, module: Any, base: Any, x: Tensor)
             return nn.functional.conv2d(inner, up[:, :, None, None])
         return nn.functional.linear(nn.functional.linear(x, down), up)
 
-    def add(module: Any, x: Tensor, own: Tensor, result: Tensor, scales: dict[Row, float]) -> Tensor:
-        strength = branch.weight * scales[branch.row]
+    def add(module: Any, x: Tensor, own: Tensor, result: Tensor, strengths: _Strengths) -> Tensor:
+        strength = strengths[number]
         if not strength:
             return result
         if not along_outputs:

@@ -1,10 +1,10 @@
 """Which weights of a ComfyUI model the layers of an adapter belong to."""
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import comfy.lora
-import comfy.utils
 
 from ..trainer.adapters.layers import Layer, layer_size
 from ..trainer.adapters.merge import is_text_encoder
@@ -22,6 +22,10 @@ _FAMILIES = {
     "QwenImage": "Qwen Image",
     "WAN21_T2V": "Wan",
 }
+
+# Walking a model for its modules and names takes longer than everything else that a changed weight asks for.
+_MODULES: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+_NAMES: WeakKeyDictionary[Any, tuple[Mapping[str, Any], Mapping[str, tuple[int, ...]]]] = WeakKeyDictionary()
 
 Target = Any
 """A patch's key as ComfyUI has it: a weight's name, or (name, (dimension, start, length)) for a part of a fused one."""
@@ -68,15 +72,9 @@ class Weights:
     @classmethod
     def of(cls, model: Any, clip: Any) -> "Weights":
         """Look at a model, and at a text encoder or None."""
-        state = {name: tuple(weight.shape) for name, weight in model.model.state_dict().items()}
-        text = {} if clip is None else {name: tuple(weight.shape) for name, weight in clip.cond_stage_model.state_dict().items()}
-        return cls(
-            model_family(model),
-            comfy.lora.model_lora_keys_unet(model.model, {}),
-            {} if clip is None else comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}),
-            {**state, **text},
-            clip is not None,
-        )
+        targets, shapes = _names(model.model, comfy.lora.model_lora_keys_unet)
+        text_targets, text_shapes = ({}, {}) if clip is None else _names(clip.cond_stage_model, comfy.lora.model_lora_keys_clip)
+        return cls(model_family(model), targets, text_targets, {**shapes, **text_shapes}, clip is not None)
 
     def match(self, name: str, adapter: Adapter) -> Matched:
         """Find the weights of the adapter in the file `name`. Raises MatchError if it is for another family, or nothing of it fits."""
@@ -119,10 +117,18 @@ class Weights:
             )
 
 
-def module_of(model: Any, target: Target) -> tuple[str, Any]:
-    """The name and the module (of `model.model`) whose weight a target is."""
-    path = weight_of(target).rpartition(".")[0]
-    return path, comfy.utils.get_attr(model.model, path)
+def _names(model: Any, targets_of: Callable[[Any, dict[str, Any]], dict[str, Any]]) -> tuple[Mapping[str, Any], Mapping[str, tuple[int, ...]]]:
+    """Targets by adapters' keys, and shapes by weights' names. They stay while the model is in memory."""
+    if model not in _NAMES:
+        _NAMES[model] = targets_of(model, {}), {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    return _NAMES[model]
+
+
+def module_of(model: Any, target: Target) -> Any:
+    """The module (of `model.model`) whose weight a target is."""
+    if model.model not in _MODULES:
+        _MODULES[model.model] = dict(model.model.named_modules())
+    return _MODULES[model.model][weight_of(target).rpartition(".")[0]]
 
 
 def weight_of(target: Target) -> str:

@@ -3,8 +3,11 @@
 import { app } from "../../scripts/app.js";
 import { onNames, refreshNames } from "./adapter_names.js";
 import { buildRow, markName } from "./adapter_row.js";
+import { refreshChoices } from "./choice_list.js";
 import { chain, el, followHeight, onGraph, setText, shareEvents } from "./dom.js";
-import { formatRows, newRow, parseRows } from "./rows_json.js";
+import { createSolo } from "./row_solo.js";
+import { formatRows, isOn, newRow, parseRows } from "./rows_json.js";
+import { showSwitch, switchButton } from "./switch_button.js";
 
 const MARGIN = 6;
 const MAX_HEIGHT = 440;
@@ -16,11 +19,27 @@ export function createRowsWidget(node, inputName, inputData, type) {
   let text = inputData[1]?.default || "[]";
   let rows = [];
   let forgetNames = null;
+  const solo = createSolo();
+  /** The rows whose details are unfolded. */
+  const unfolded = new WeakSet();
 
   const list = el("div", { class: "lora-loom-row-list", role: "list" });
   const add = el("button", { class: "lora-loom-add lora-loom-button", type: "button", text: "Add adapter" });
-  const heads = el("div", { class: "lora-loom-row-heads", "aria-hidden": "true" });
-  heads.append(...["Adapter", "Model", "CLIP"].map((text) => el("span", { text })));
+  const all = switchButton({
+    className: "lora-loom-all",
+    role: "checkbox",
+    title: "All adapters on or off",
+    label: "Use all rows",
+    flip(wanted) {
+      solo.forget();
+      for (const row of rows) row.on = wanted;
+      fill();
+      edited();
+      done();
+    },
+  });
+  const heads = el("div", { class: "lora-loom-row-heads" }, all);
+  heads.append(...["Adapter", "Model", "CLIP"].map((text) => el("span", { text, "aria-hidden": "true" })));
   const fields = el("fieldset", { class: "lora-loom-fields" }, heads, list, add);
   const linkNote = el("div", { class: "lora-loom-linked", text: "The rows are supplied by the linked input.", hidden: "" });
   const error = el("div", { class: "lora-loom-error lora-loom-selectable", role: "alert" });
@@ -32,6 +51,8 @@ export function createRowsWidget(node, inputName, inputData, type) {
   const measured = followHeight(node, root, [body], () => 2 * MARGIN, EMPTY_HEIGHT);
   const widget = node.addDOMWidget(inputName, type, root, {
     margin: MARGIN,
+    // What is on can be seen at zooms that are too small for typing.
+    hideOnZoom: false,
     getValue: () => text,
     setValue(value) {
       const newText = typeof value === "string" ? value : JSON.stringify(value ?? []);
@@ -44,8 +65,9 @@ export function createRowsWidget(node, inputName, inputData, type) {
   });
 
   // While a field is being typed in the value follows; the graph's history gets the result only.
-  // A field that goes away still says that it is done: that must not write the rows it belonged to.
-  const edited = () => {
+  const edited = (row) => {
+    // A field that goes away may still have something to say about a row that is no more.
+    if (row && !rows.includes(row)) return;
     text = formatRows(rows);
     widget.callback?.(text);
   };
@@ -53,41 +75,89 @@ export function createRowsWidget(node, inputName, inputData, type) {
     node.graph?.setDirtyCanvas(true, true);
     app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState();
   };
-  const actions = {
-    edited,
-    done,
-    remove(index) {
-      rows.splice(index, 1);
-      fill();
-      (list.children[Math.min(index, rows.length - 1)]?.querySelector(".lora-loom-remove") ?? add).focus();
-      edited();
-      done();
-    },
-    move(index, by) {
-      const [row] = rows.splice(index, 1);
-      rows.splice(index + by, 0, row);
-      fill();
-      // The same button again, or at the end of the list the other one.
-      const [up, down] = list.children[index + by].querySelectorAll(".lora-loom-move");
-      const [same, other] = by < 0 ? [up, down] : [down, up];
-      (same.disabled ? other : same).focus();
-      edited();
-      done();
-    },
+  const showAll = () => {
+    const count = rows.filter(isOn).length;
+    showSwitch(all, count > 0 && count < rows.length ? "mixed" : count > 0);
   };
   const fill = () => {
     heads.hidden = !rows.length;
-    list.replaceChildren(...rows.map((row, index) => buildRow(row, index, rows.length, actions)));
+    showAll();
+    const stateOf = (row) => ({ open: unfolded.has(row), solo: solo.is(row) });
+    list.replaceChildren(...rows.map((row, index) => buildRow(row, index, rows.length, stateOf(row), actions)));
+  };
+  const focus = (index, control) => {
+    const wanted = list.children[index]?.querySelector(control);
+    // At the end of the list only the other one of the two arrows can be pressed.
+    const pressable = wanted?.disabled ? list.children[index].querySelector(".lora-loom-move:enabled") : wanted;
+    (pressable ?? add).focus();
+  };
+  /** The rows were changed, and the row at `index` is the one to go on with. */
+  const show = (index, control) => {
+    fill();
+    focus(index, control);
+    edited();
+    done();
+  };
+  const actions = {
+    edited,
+    done,
+    switched() {
+      if (solo.active()) {
+        solo.forget();
+        list.querySelectorAll(".lora-loom-solo").forEach((button) => button.setAttribute("aria-pressed", "false"));
+      }
+      showAll();
+      edited();
+      done();
+    },
+    fold(index) {
+      const row = rows[index];
+      if (!unfolded.delete(row)) unfolded.add(row);
+      fill();
+      focus(index, ".lora-loom-fold");
+    },
+    solo(index) {
+      solo.toggle(rows, rows[index]);
+      show(index, ".lora-loom-solo");
+    },
+    move(from, to, control) {
+      const [row] = rows.splice(from, 1);
+      rows.splice(to, 0, row);
+      show(to, control);
+    },
+    duplicate(index) {
+      const copy = { ...rows[index] };
+      if (unfolded.has(rows[index])) unfolded.add(copy);
+      rows.splice(index + 1, 0, copy);
+      show(index + 1, ".lora-loom-duplicate");
+    },
+    remove(index) {
+      if (solo.is(rows[index])) solo.end(rows);
+      rows.splice(index, 1);
+      show(Math.min(index, rows.length - 1), ".lora-loom-remove");
+    },
+    /** Puts `made` after the row at `index`, or in its place if it names nothing yet. */
+    insert(index, made) {
+      const unused = !rows[index].name;
+      rows.splice(unused ? index : index + 1, unused ? 1 : 0, ...made);
+      show((unused ? index : index + 1) + made.length - 1, ".lora-loom-name");
+    },
+    removeKey(index, key) {
+      delete rows[index][key];
+      show(index, ".lora-loom-name");
+    },
   };
   const render = () => {
     let problem = "";
     try {
       rows = parseRows(text);
-      fill();
     } catch (e) {
+      rows = [];
       problem = `These rows cannot be read (${e.message}). Repair the text below.`;
       if (raw.value !== text) raw.value = text;
     }
+    solo.forget();
+    fill();
     repair.hidden = !problem;
     fields.hidden = Boolean(problem);
     setText(error, problem);
@@ -102,10 +172,9 @@ export function createRowsWidget(node, inputName, inputData, type) {
 
   add.addEventListener("click", () => {
     rows.push(newRow());
-    fill();
-    list.lastElementChild.querySelector(".lora-loom-name").focus();
-    edited();
-    done();
+    show(rows.length - 1, ".lora-loom-name");
+    // As if it was clicked: it offers its choices.
+    list.lastElementChild.querySelector(".lora-loom-name").click();
   });
   raw.addEventListener("input", () => {
     text = raw.value;
@@ -121,7 +190,10 @@ export function createRowsWidget(node, inputName, inputData, type) {
     node,
     root,
     () => {
-      forgetNames ??= onNames(() => list.querySelectorAll(".lora-loom-name").forEach((input, i) => markName(input, rows[i].name)));
+      forgetNames ??= onNames(() => {
+        list.querySelectorAll(".lora-loom-name").forEach((input, i) => markName(input, rows[i].name));
+        refreshChoices();
+      });
       refreshNames();
     },
     () => {

@@ -1,12 +1,22 @@
-// LoRA Loom's one extension: puts the run widget and the row editor on the pack's nodes.
+// LoRA Loom's one extension: puts the run widget, the row editor and reports on the pack's nodes.
 
 import { app } from "../../scripts/app.js";
 import { createRowsWidget } from "./adapter_rows.js";
 import { loadStyle } from "./dom.js";
+import { addReportText } from "./report_text.js";
 import { listen } from "./run_feed.js";
 import { addRunWidget } from "./run_widget.js";
 
 const ROWS_WIDGET = "LOOM_ADAPTER_ROWS";
+const REPORTING = new Set([
+  "LoomBakeCheckpoint",
+  "LoomCheckDataset",
+  "LoomExtractAdapter",
+  "LoomInspectAdapter",
+  "LoomMergeAdapters",
+  "LoomResizeAdapter",
+  "LoomSaveAdapter",
+]);
 
 app.registerExtension({
   name: "lora_loom",
@@ -37,6 +47,7 @@ app.registerExtension({
       addRunWidget(node, { task: "train_lora", curve: true });
     }
     if (node.comfyClass === "LoomCaptionDataset") addRunWidget(node, { task: "caption", curve: false });
+    if (REPORTING.has(node.comfyClass)) addReportText(node);
     if (node.comfyClass?.startsWith("Loom")) showAllDigits(node);
   },
 });

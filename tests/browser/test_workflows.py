@@ -76,29 +76,3 @@ def test_small_numbers_of_options_are_shown_as_they_are(open_page: Callable[[str
     field.press_sequentially(value)
     field.press("Tab")
     expect(field).to_have_value(re.compile(re.escape(value) + "0*"))
-
-
-def test_rows_are_edited_in_the_page_and_queued_as_json(open_page: Callable[[str], Page], server: Server) -> None:
-    loras = server.base / "models" / "loras"
-    (loras / "second.safetensors").touch()
-    try:
-        page = open_page("stack_adapters")
-        rows = page.locator(".lora-loom-rows .lora-loom-row")
-        expect(rows).to_have_count(1)
-        page.locator(".lora-loom-add").click()
-        expect(rows).to_have_count(2)
-        new = rows.nth(1)
-        new.locator(".lora-loom-name").fill("second.safetensors")
-        new.locator(".lora-loom-name").press("Enter")
-        expect(new.locator(".lora-loom-missing")).to_have_count(0)
-        new.locator(".lora-loom-model").fill("0.25")
-        new.locator(".lora-loom-model").press("Enter")
-        new.locator(".lora-loom-move").first.click()
-        stack = next(entry for entry in prompt(page).values() if entry["class_type"] == "LoomAdapterStack")
-        first, second = json.loads(stack["inputs"]["rows"])
-        assert first == {"on": True, "name": "second.safetensors", "model": 0.25, "clip": 0.25}
-        assert second["name"] == "food.safetensors"
-        rows.nth(1).locator(".lora-loom-remove").click()
-        expect(rows).to_have_count(1)
-    finally:
-        (loras / "second.safetensors").unlink()

@@ -4,7 +4,6 @@
 """
 import json
 import sys
-import types
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from comfy.cli_args import args
 from family_agreement import PLANS
+from in_comfyui import import_pack
 from tiny_checkpoints import TINY, UNET, write_checkpoint
 
 from trainer.adapters.delta import delta
@@ -56,15 +56,6 @@ REVERSED = {"three loras, one negative", "of every kind"}
 
 def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
-
-
-def import_pack() -> None:
-    """Make the pack's modules importable as `lora_loom...`, without the server that its __init__ files need."""
-    root = Path(__file__).resolve().parents[2]
-    for name, folder in (("lora_loom", root), ("lora_loom.nodes", root / "nodes")):
-        module = types.ModuleType(name)
-        module.__path__ = [str(folder)]
-        sys.modules[name] = module
 
 
 def write_adapters(family: Any, folder: Path) -> None:
@@ -189,7 +180,7 @@ def main(name: str, folder: Path) -> None:
             "merged weights": max(relative(found[key], wanted_weights[key]) for key in changed),
             "merged": relative(model.predicts(merged), wanted),
             "live": relative(model.predicts(live), wanted),
-            "live patches": len(live.patches),
+            "live patches": len(live.patches) + (live.patches_uuid != model.patcher.patches_uuid),
             "report": report,
             "live report": live_report,
         }
@@ -217,6 +208,15 @@ def main(name: str, folder: Path) -> None:
         told[f"core's before {mode}"] = relative(model.predicts(before), model.predicts(both))
     twice = applied(rows([("dora", 0.6)]), "live", to=applied(rows([("first", 0.8)]), "live")[0])[0]
     told["a dora after a lora, live"] = relative(model.predicts(twice), model.predicts(reference([("first", 0.8), ("dora", 0.6)])[0]))
+
+    # What a changed weight takes over from the run before is what it would make itself; other weights beneath a DoRA are not the same.
+    first = model.predicts(applied(rows([("dora", 0.6), ("second", 0.2)]), "live")[0])
+    again = applied(rows([("dora", 0.3), ("second", -0.4)]), "live")[0]
+    told["changed weights"] = relative(model.predicts(again), model.predicts(reference([("dora", 0.3), ("second", -0.4)])[0]))
+    told["changed weights change"] = relative(first, model.predicts(again))
+    other = applied(rows([("dora", 0.3), ("second", -0.4)]), "live", to=chain([("third", 1.0)]))[0]
+    merged = applied(rows([("dora", 0.3), ("second", -0.4)]), "merged", to=chain([("third", 1.0)]))[0]
+    told["on changed weights"] = relative(model.predicts(other), model.predicts(merged))
 
     # Schedules: nothing before the start, all of it after, and half in the middle of a rising one.
     late = applied(rows(mixed, start=0.5), "live")[0]

@@ -45,6 +45,11 @@ def test_nodes_in_a_row_and_cores_around_ours_add_up(told: dict[str, Any]) -> No
     assert told["a dora after a lora, live"] < 2e-5
 
 
+def test_a_changed_weight_is_computed_with_what_is_there_and_other_weights_are_not(told: dict[str, Any]) -> None:
+    assert told["changed weights"] < 5e-5 and told["changed weights change"] > 0.01
+    assert told["on changed weights"] < 5e-5
+
+
 def test_a_schedule_is_followed(told: dict[str, Any]) -> None:
     assert told["scheduled"]["before"] and told["scheduled"]["after"]
     assert told["scheduled"]["rising"] < 1e-5

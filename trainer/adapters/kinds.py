@@ -97,7 +97,7 @@ def describe_adapter(header: Header, file: str) -> AdapterFacts:
         ranks=dict(sorted(ranks.items())),
         alpha=_stated_alpha(header.metadata),
         layers_with_alpha=sum("alpha" in layer for layer in layers.values()),
-        parts=dict(Counter(_part(key, contents.family) for key in layers)),
+        parts=dict(Counter(part_of(key, contents.family) for key in layers)),
         dtypes=_dtypes(header),
         parameters=sum(math.prod(shape) for layer in layers.values() for suffix, shape in layer.items() if suffix != "alpha"),
         decomposed=sum("dora_scale" in layer for layer in layers.values()),
@@ -172,7 +172,8 @@ def _instead(names: list[str], bundle: bool) -> str:
     return f"is not an adapter that LoRA Loom knows ({kinds}). It holds {len(names)} tensors, the first are {first}. Choose another file."
 
 
-def _part(key: str, family: str | None) -> str:
+def part_of(key: str, family: str | None) -> str:
+    """Which part of a model (UNet, transformer, text encoder, text encoder 1, ...) the layer with this canonical key is in."""
     for beginning, part in _PARTS.items():
         if key.startswith(beginning):
             return part

@@ -1,0 +1,158 @@
+"""Stacks as users and programs queue them: what comes out of a real server, and what is refused before anything runs."""
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from loom_server import Refused, Server, drawing_graph, node
+from PIL import Image
+from random_adapters import write_embedding, write_hypernetwork, write_lora
+from safetensors.torch import load_file, save_file
+
+PROMPT = "red apple, red food"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files(server: Server) -> Iterator[None]:
+    """Adapters that were not trained: two LoRAs, one of them with a text encoder's part, an embedding, a hypernetwork, and what is none of ours."""
+    models = server.base / "models"
+    checkpoint = models / "checkpoints" / "mini_base.safetensors"
+    for kind in ("embeddings", "hypernetworks"):
+        (models / kind).mkdir(exist_ok=True)
+    loras = models / "loras"
+    write_lora(loras / "one.safetensors", checkpoint, seed=1, text=True)
+    write_lora(loras / "two.safetensors", checkpoint, seed=2)
+    write_embedding(models / "embeddings" / "words.safetensors")
+    write_hypernetwork(models / "hypernetworks" / "hyper.pt")
+    key = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    wide = {f"{key}.lora_up.weight": torch.ones(640, 4), f"{key}.lora_down.weight": torch.ones(4, 2048)}
+    save_file(wide, loras / "for_sdxl.safetensors")
+    broken = load_file(loras / "two.safetensors")
+    name = next(name for name in broken if name.endswith("lora_up.weight"))
+    broken[name][0, 0] = float("nan")
+    save_file(broken, loras / "broken.safetensors")
+    yield
+    for path in loras.glob("*.safetensors"):
+        if path.stem in ("one", "two", "for_sdxl", "broken"):
+            path.unlink()
+
+
+def row(name: str, model: float = 1.0, clip: float = 1.0, **more: Any) -> dict[str, Any]:
+    return {"on": True, "name": name, "model": model, "clip": clip, **more}
+
+
+def applied(rows: list[dict[str, Any]], mode: str, prefix: str, **stack: Any) -> dict[str, Any]:
+    """A drawing with a stack, and its report and words shown."""
+    return {
+        **drawing_graph(["apply", 0], ["apply", 1], PROMPT, prefix, steps=3),
+        "stack": node("LoomAdapterStack", rows=json.dumps(rows), **stack),
+        "apply": node("LoomApplyAdapters", model=["checkpoint", 0], clip=["checkpoint", 1], adapters=["stack", 0], mode=mode, strength=1.0),
+        "report": node("PreviewAny", source=["apply", 2]),
+        "words": node("PreviewAny", source=["stack", 2]),
+    }
+
+
+def drawn(server: Server, graph: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+    outputs = server.run(graph)
+    saved = outputs["save"]["images"][0]
+    with Image.open(server.base / "output" / saved["subfolder"] / saved["filename"]) as image:
+        return np.asarray(image.convert("RGB"), dtype=np.int16), outputs
+
+
+def test_both_modes_draw_the_same_and_cores_loaders_too(server: Server) -> None:
+    rows = [row("one.safetensors", 0.8, 0.5), row("two.safetensors", -0.6)]
+    merged, outputs = drawn(server, applied(rows, "merged", "merged"))
+    live, live_outputs = drawn(server, applied(rows, "live", "live"))
+    chain = drawing_graph(["second", 0], ["second", 1], PROMPT, "chain", steps=3)
+    chain["first"] = node(
+        "LoraLoader", model=["checkpoint", 0], clip=["checkpoint", 1], lora_name="one.safetensors", strength_model=0.8, strength_clip=0.5
+    )
+    chain["second"] = node("LoraLoader", model=["first", 0], clip=["first", 1], lora_name="two.safetensors", strength_model=-0.6, strength_clip=0.0)
+    core, _ = drawn(server, chain)
+    plain, _ = drawn(server, drawing_graph(["checkpoint", 0], ["checkpoint", 1], PROMPT, "plain", steps=3))
+    assert np.abs(merged - plain).mean() > 2
+    assert np.abs(merged - live).max() <= 1
+    assert np.abs(merged - core).max() <= 1
+    first, second = outputs["report"]["text"][0].splitlines()
+    assert first.startswith("one.safetensors: LoRA, model 0.8, text encoder 0.5, ") and second.startswith("two.safetensors: LoRA, model -0.6")
+    assert live_outputs["report"]["text"][0].splitlines()[1].endswith("live")
+
+
+def test_a_part_of_the_steps_is_between_nothing_and_all(server: Server) -> None:
+    plain, _ = drawn(server, applied([{**row("two.safetensors"), "on": False}], "live", "off"))
+    late, _ = drawn(server, applied([row("two.safetensors", start=0.5)], "live", "late"))
+    whole, _ = drawn(server, applied([row("two.safetensors")], "live", "whole"))
+    assert 0 < np.abs(late - plain).mean() < np.abs(whole - plain).mean()
+
+
+def test_rows_of_other_packs_embeddings_and_hypernetworks_stack_too(server: Server) -> None:
+    rows = [
+        {"on": True, "lora": "two.safetensors", "strength": 0.5, "strengthTwo": None},
+        row("embedding:words.safetensors", clip=0.8),
+        row("hypernetwork:hyper.pt", 0.7),
+    ]
+    graph = applied(rows, "merged", "others")
+    picture, outputs = drawn(server, graph)
+    assert outputs["words"]["text"] == ["(embedding:words:0.8)"]
+    lines = outputs["report"]["text"][0].splitlines()
+    assert lines[0].startswith("two.safetensors: LoRA, model 0.5, text encoder 0.5")
+    assert lines[2] == "hypernetwork:hyper.pt: hypernetwork, model 0.7, widths 768"
+    graph["apply"]["inputs"]["adapters"] = ["stack_of_one", 0]
+    graph["stack_of_one"] = node("LoomAdapterStack", rows=json.dumps([row("two.safetensors", 0.5, 0.5)]))
+    without, _ = drawn(server, graph)
+    assert np.abs(picture - without).mean() > 1, "the hypernetwork was not applied"
+
+
+def test_a_loaded_adapter_goes_before_a_stack_and_around_it_go_cores_nodes(server: Server) -> None:
+    graph = applied([row("two.safetensors", 0.5, 0.5)], "live", "chained", adapters=["load", 0])
+    graph["load"] = node("LoomLoadAdapter", adapter="one.safetensors", model_weight=0.5, clip_weight=0.25, blocks="OUTALL")
+    graph["freed"] = node("FreeU_V2", model=["apply", 0], b1=1.3, b2=1.4, s1=0.9, s2=0.2)
+    graph["sampler"]["inputs"]["model"] = ["freed", 0]
+    _, outputs = drawn(server, graph)
+    assert [line.split(",")[0] for line in outputs["report"]["text"][0].splitlines()] == ["one.safetensors: LoRA", "two.safetensors: LoRA"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (row("gone.safetensors"), ["row 1", "gone.safetensors", "loras"]),
+        (row("embedding:gone"), ["row 1", "gone", "embeddings"]),
+        (row("two.safetensors", start=0.6, end=0.4), ["start 0.6", "end 0.4"]),
+        (row("two.safetensors", blocks="OUTSIDE"), ["row 1", "two.safetensors", "OUTALL"]),
+        (row("two.safetensors", blocks="1, 0.5"), ["row 1", "17 or 26 numbers"]),
+        (row("two.safetensors", curve="zigzag"), ["curve"]),
+        (row("../../outside"), ["row 1", "loras"]),
+        ({**row("two.safetensors"), "wieght": 1}, ["wieght"]),
+        ({**row("two.safetensors"), "model": 1e9}, ["model", "100"]),
+    ],
+)
+def test_rows_that_are_wrong_are_refused_when_they_are_queued(server: Server, bad: dict[str, Any], says: list[str]) -> None:
+    with pytest.raises(Refused) as refused:
+        server.queue(applied([bad], "live", "never"))
+    for part in says:
+        assert part in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("bad", "mode", "says"),
+    [
+        (row("for_sdxl.safetensors"), "live", ["for_sdxl.safetensors", "SDXL", "SD 1.x"]),
+        (row("broken.safetensors"), "merged", ["broken.safetensors", "lora_up.weight", "NaN"]),
+        (row("two.safetensors", start=0.5), "merged", ["row 1", "two.safetensors", "mode", "live"]),
+        (row("hypernetwork:hyper.pt", end=0.5), "live", ["hyper.pt", "hypernetworks have none"]),
+        (row("mini.safetensors"), "live", ["mini.safetensors", "a whole checkpoint", "models/checkpoints"]),
+    ],
+)
+def test_adapters_that_do_not_fit_are_named(server: Server, bad: dict[str, Any], mode: str, says: list[str]) -> None:
+    link = server.base / "models" / "loras" / "mini.safetensors"
+    if bad["name"] == link.name:
+        link.symlink_to(Path("..") / "checkpoints" / "mini_base.safetensors")
+    try:
+        message = server.fail(applied([bad], mode, "never"))
+    finally:
+        link.unlink(missing_ok=True)
+    for part in says:
+        assert part in message
