@@ -123,6 +123,8 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Step time, memory and first step against a bare loop and ComfyUI core; arguments after -- go to bench/run.py."""
+    """Training against a bare loop and ComfyUI core, then adapters against core and peft; arguments after -- go to bench/run.py alone."""
     python = environment(session)
     session.run(python, "bench/run.py", "--comfyui", str(COMFYUI), *session.posargs, external=True)
+    if not session.posargs:
+        session.run(python, "bench/adapters.py", "--comfyui", str(COMFYUI), external=True)

@@ -18,6 +18,14 @@ def peak_mib(pid: int) -> float | None:
     return None  # a process that has ended keeps its number and loses its memory
 
 
+def forget_peak() -> None:
+    """Let this process's peak begin anew from what it holds now."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
 def cpu_seconds(pid: int) -> float | None:
     """CPU time of all threads of the process so far, in whole ticks."""
     try:
