@@ -3,10 +3,15 @@ from comfy_api.latest import ComfyExtension, io
 
 from .adapters import LoomAdapterStack, LoomLoadAdapter
 from .apply import LoomApplyAdapters
+from .bake import LoomBakeCheckpoint
 from .base import LoomBaseModel
 from .captions import LoomCaptionDataset
 from .check import LoomCheckDataset
+from .compare import LoomCompare
 from .dataset import LoomCaptionUse, LoomCombineDatasets, LoomDatasetFromFolder, LoomResolution
+from .extract import LoomExtractAdapter
+from .inspect import LoomInspectAdapter, LoomSaveAdapter
+from .merge import LoomMergeAdapters, LoomResizeAdapter
 from .options import LoomNetwork, LoomObjective, LoomOptimizer, LoomSampling
 from .paths import register_folders
 from .routes import add_routes
@@ -40,6 +45,13 @@ class LoRALoom(ComfyExtension):
             LoomLoadAdapter,
             LoomAdapterStack,
             LoomApplyAdapters,
+            LoomMergeAdapters,
+            LoomResizeAdapter,
+            LoomExtractAdapter,
+            LoomBakeCheckpoint,
+            LoomInspectAdapter,
+            LoomCompare,
+            LoomSaveAdapter,
         ]
 
 

@@ -27,7 +27,7 @@ class LoomAdapterStack(io.ComfyNode):
                     "rows",
                     default="[]",
                     multiline=True,
-                    tooltip='A JSON list of rows with "on", "name", "model", "clip", optional "blocks", "start", "end", "curve"; names as in models/loras.',
+                    tooltip='A JSON list of rows: "on", "name", "model", "clip", if wanted "blocks", "start", "end", "curve"; names as in loras.',
                 ),
                 LoomAdapters.Input("adapters", optional=True, tooltip="Adapters to put before these rows, e.g. the one just trained."),
                 LoraStack.Input("lora_stack", optional=True, tooltip="A LORA_STACK of another pack to put before these rows."),

@@ -117,7 +117,16 @@ def captioner_folder(name: str) -> Path:
 
 def lora_output(name: str) -> Path:
     """Where the adapter `name` goes; `name` has passed the spec's own check for plain names."""
-    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    return _output("loras", name)
+
+
+def checkpoint_output(name: str) -> Path:
+    """The same for a checkpoint."""
+    return _output("checkpoints", name)
+
+
+def _output(kind: str, name: str) -> Path:
+    folder = Path(folder_paths.get_folder_paths(kind)[0])
     folder.mkdir(parents=True, exist_ok=True)  # a path of extra_model_paths.yaml need not be there yet
     return folder / f"{name}.safetensors"
 

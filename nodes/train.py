@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from ..trainer.adapters.files import FileError, read_header, sha256_of
+from ..trainer.adapters.made_metadata import is_ours
 from ..trainer.adapters.stack import Row
 from ..trainer.data.sources import check_captions
 from ..trainer.dataset import Dataset
@@ -170,7 +171,7 @@ def _refuse_foreign(output: Path) -> None:
     if not output.exists():
         return
     try:
-        ours = "lora_loom.spec" in read_header(output).metadata
+        ours = is_ours(read_header(output).metadata)
     except FileError:
         ours = False
     if not ours:

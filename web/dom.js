@@ -26,7 +26,8 @@ export function loadStyle() {
   }
 }
 
-const isVueNode = (element) => element.closest("[data-node-id]") !== null;
+/** Whether the element is shown by Nodes 2.0. */
+export const isVueNode = (element) => element.closest("[data-node-id]") !== null;
 
 /** Lets the graph be zoomed and panned over `root`, and keeps the graph from taking what is meant for `root`. */
 export function shareEvents(root) {

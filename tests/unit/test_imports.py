@@ -46,7 +46,7 @@ def test_nothing_imports_a_top_level_nodes_or_trainer(path: Path) -> None:
 
 
 def test_nodes_take_from_the_trainer_only_what_is_light() -> None:
-    light = {"spec", "options", "typed", "events", "history", "data.sources", "data.captions", "families.detect", "dataset", "checkpoint"}
+    light = {"spec", "options", "typed", "events", "history", "data.sources", "data.captions", "families.detect", "dataset", "checkpoint", "grid"}
     light |= {"data.framing", "data.images"}
     taken = {
         module.removeprefix("trainer.")
@@ -70,6 +70,7 @@ def test_nodes_take_from_the_trainer_only_what_is_light() -> None:
         *(f"trainer.adapters.{path.stem}" for path in sources("trainer/adapters") if path.stem != "__init__"),
         "trainer.data.sources",
         "trainer.families.detect",
+        "trainer.grid",
         "trainer.job",
     ],
 )

@@ -199,6 +199,8 @@ def _combined(key: str, block: str, parts: Sequence[_Part], options: MergeOption
     shape = _common_shape([part.shape for part in parts])
     exact = _sum([(part.weight, part.change) for part in parts])
     truncation = options if isinstance(options, Truncation) else Truncation()
+    if len(parts) == 1 and isinstance(options, Svd) and _fits(parts[0].change, options):
+        truncation = Truncation()
     return written(
         key,
         _target(key, parts, exact, options),
@@ -209,6 +211,11 @@ def _combined(key: str, block: str, parts: Sequence[_Part], options: MergeOption
         block=block,
         ranks_in=[part.change.rank if isinstance(part.change, Factors) else None for part in parts],
     )
+
+
+def _fits(change: Change, options: Svd) -> bool:
+    """Whether the factors have the rank already, so that others would only add rounding."""
+    return isinstance(change, Factors) and options.least_energy is None and change.rank <= (options.rank or 0)
 
 
 def _target(key: str, parts: Sequence[_Part], exact: Change, options: MergeOptions) -> Change:

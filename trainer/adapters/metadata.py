@@ -17,8 +17,8 @@ from ..spec import TrainLoRASpec, without_folders
 from .network_metadata import metadata_of
 
 # LoRA-Manager matches these and not kohya's own "sd_v1".
-_BASE_VERSIONS = {"SD 1.x": "sd_1.5", "SD 2.x": "sd-v2-1", "SDXL": "sdxl"}
-_ARCHITECTURES = {
+BASE_VERSIONS = {"SD 1.x": "sd_1.5", "SD 2.x": "sd-v2-1", "SDXL": "sdxl"}
+ARCHITECTURES = {
     "SD 1.x": "stable-diffusion-v1/lora",
     "SD 2.x": "stable-diffusion-v2-512/lora",
     "SD 2.x v": "stable-diffusion-v2-768-v/lora",
@@ -36,7 +36,7 @@ def lora_metadata(spec: TrainLoRASpec, tensors: Mapping[str, torch.Tensor], step
     framing, use = spec.datasets[0].framing, spec.datasets[0].caption_use
     side = framing.resolution
     metadata = {
-        "ss_base_model_version": _BASE_VERSIONS[spec.base.family],
+        "ss_base_model_version": BASE_VERSIONS[spec.base.family],
         "ss_sd_model_name": Path(spec.base.checkpoint).name,
         "ss_output_name": spec.name,
         **metadata_of(spec.network),
@@ -72,7 +72,7 @@ def lora_metadata(spec: TrainLoRASpec, tensors: Mapping[str, torch.Tensor], step
         "ss_tag_frequency": json.dumps(tags, ensure_ascii=False),
         "ss_datasets": json.dumps([_dataset(dataset, count) for dataset, count in zip(spec.datasets, visits, strict=True)], ensure_ascii=False),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": _ARCHITECTURES.get(f"{spec.base.family} {prediction}", _ARCHITECTURES[spec.base.family]),
+        "modelspec.architecture": ARCHITECTURES.get(f"{spec.base.family} {prediction}", ARCHITECTURES[spec.base.family]),
         "modelspec.implementation": "https://github.com/huggingface/diffusers",
         "modelspec.title": spec.name,
         "modelspec.resolution": f"{side}x{side}",

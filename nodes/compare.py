@@ -1,0 +1,277 @@
+"""Pictures side by side: the same seed and prompts with other adapters or other weights."""
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import folder_paths
+import latent_preview
+import torch
+from comfy.cli_args import args
+from comfy_api.latest import io
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ..trainer.adapters.stack import EMBEDDING, HYPERNETWORK, Row
+from ..trainer.grid import labelled_grid
+from .apply import apply_rows, scaled
+from .pictures import as_image, as_picture
+from .rows import load
+from .sockets import LoomAdapters
+
+METADATA = "lora_loom.compare"
+
+_WEIGHTS, _ADAPTERS, _BOTH = "weights", "adapters", "adapters x weights"
+_LARGEST = 10.0
+_MOST_CELLS = 400
+_PREFIX = "lora_loom/compare"
+
+_Stack = tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table without its prompts: `columns` are labels, `lines` labels with the stack of each column."""
+
+    columns: tuple[str, ...]
+    lines: tuple[tuple[str, tuple[_Stack, ...]], ...]
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    seed: int
+    steps: int
+    cfg: float
+    sampler: str
+    scheduler: str
+    width: int
+    height: int
+
+    def told(self) -> str:
+        """On one line."""
+        return f"seed {self.seed}, {self.steps} steps, cfg {self.cfg:g}, {self.sampler}, {self.scheduler}, {self.width} x {self.height}"
+
+
+class LoomCompare(io.ComfyNode):
+    """A labelled table of pictures."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoomCompare",
+            display_name="Compare Adapters",
+            category="LoRA Loom/adapters",
+            description="Draws prompts with several weights or adapters at one seed, and lays the pictures out in a labelled grid.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to draw with."),
+                io.Clip.Input("clip", tooltip="Its text encoder; adapters that hold a part for it change it too."),
+                io.Vae.Input("vae", tooltip="Makes the pictures."),
+                LoomAdapters.Input("adapters", tooltip="The stack to compare; rows that are off and embeddings are in no column."),
+                io.String.Input("prompt", default="", multiline=True, tooltip="A row of pictures for each line."),
+                io.String.Input("negative", default="", multiline=True, tooltip="What the pictures should not show; the same for all."),
+                io.Combo.Input(
+                    "compare",
+                    options=[_WEIGHTS, _ADAPTERS, _BOTH],
+                    default=_WEIGHTS,
+                    tooltip="weights: the whole stack times each weight. adapters: none, then each alone. adapters x weights: a row for each.",
+                ),
+                io.String.Input("weights", default="0, 0.5, 1", tooltip="Numbers with commas between them; every weight of the stack is multiplied."),
+                io.Int.Input("width", default=512, min=16, max=8192, step=8, tooltip="Width of a picture in pixels."),
+                io.Int.Input("height", default=512, min=16, max=8192, step=8, tooltip="Height of a picture in pixels."),
+                # Without this the page adds "randomize" to an input called seed, and no two grids would show the same.
+                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=False, tooltip="The noise that all start from."),
+                io.Int.Input("steps", default=20, min=1, max=10_000, tooltip="Sampling steps."),
+                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale."),
+                io.Combo.Input("sampler", options=list(comfy.samplers.KSampler.SAMPLERS), default="euler", tooltip="As in KSampler."),
+                io.Combo.Input("scheduler", options=list(comfy.samplers.KSampler.SCHEDULERS), default="normal", tooltip="As in KSampler."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="grid", tooltip="All pictures with labels; also saved to output/lora_loom."),
+                io.Image.Output(display_name="pictures", tooltip="The pictures alone, row by row."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, weights: Any = None) -> bool | str:
+        try:
+            if isinstance(weights, str):
+                parse_weights(weights)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        adapters: tuple[Row, ...],
+        prompt: str,
+        negative: str,
+        compare: str,
+        weights: str,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        sampling = _Sampling(**settings)
+        prompts = [line.strip() for line in prompt.splitlines() if line.strip()] or [""]
+        factors = parse_weights(weights)
+        layout = layout_of(compare, adapters, factors)
+        count = len(prompts) * len(layout.lines) * len(layout.columns)
+        if count > _MOST_CELLS:
+            raise ValueError(f"the grid would have {count} pictures, and at most {_MOST_CELLS} are drawn: take fewer prompts, weights or adapters.")
+        node = str(cls.hidden.unique_id)
+        drawn = _Drawing(model, clip, vae, sampling, node, adapters).all(prompts, negative, [stack for _, line in layout.lines for stack in line])
+        rows, cells = [], []
+        for text in prompts:
+            for label, line in layout.lines:
+                rows.append(" · ".join(part for part in (text if len(prompts) > 1 or not label else "", label) if part))
+                cells.append([drawn[text, _working(stack)] for stack in line])
+        grid = labelled_grid(
+            [[as_picture(image) for image in line] for line in cells], layout.columns, rows, _note(prompts, negative, rows, sampling)
+        )
+        told = {
+            "compare": compare,
+            "columns": layout.columns,
+            "rows": rows,
+            "prompts": prompts,
+            "negative": negative,
+            "adapters": [row.model_dump() for row in adapters],
+            "weights": None if compare == _ADAPTERS else factors,
+            **settings,
+        }
+        saved = _save(grid, told, cls.hidden)
+        return io.NodeOutput(as_image(grid), torch.stack([image for line in cells for image in line]), ui={"images": [saved]})
+
+
+def parse_weights(text: str) -> tuple[float, ...]:
+    """Weights from numbers with commas between them, each once. Raises ValueError that names what is wrong."""
+    words = [word.strip() for word in text.split(",")]
+    found = []
+    for word in words:
+        try:
+            number = float(word)
+        except ValueError:
+            number = math.nan
+        if not -_LARGEST <= number <= _LARGEST:
+            shown = repr(word[:40]) if word else "nothing"
+            raise ValueError(f"weights: numbers from -10 to 10 with commas between them are needed, as in 0, 0.5, 1; got {shown}.")
+        found.append(number)
+    return tuple(dict.fromkeys(found))
+
+
+def layout_of(compare: str, adapters: Sequence[Row], weights: Sequence[float]) -> Layout:
+    """The table that is asked for. Raises ValueError if no adapter that draws is on."""
+    stack = tuple(row for row in adapters if row.on and not row.name.startswith(EMBEDDING))
+    if not stack:
+        raise ValueError("there is nothing to compare: the stack has no adapter that is on. Embeddings are compared by naming them in the prompt.")
+    if compare == _ADAPTERS:
+        return Layout(("no adapter", *map(_label, stack)), (("", ((), *((row,) for row in stack))),))
+    columns = tuple(f"weight {weight:g}" for weight in weights)
+    alone = [("", stack)] if compare == _WEIGHTS else [(_label(row), (row,)) for row in stack]
+    return Layout(columns, tuple((label, tuple(scaled(rows, weight) for weight in weights)) for label, rows in alone))
+
+
+def _label(row: Row) -> str:
+    """The adapter's name, and its weights where they are not 1."""
+    name = PurePosixPath(row.name.removeprefix(HYPERNETWORK).replace("\\", "/")).stem
+    if row.model == row.clip:
+        return name if row.model == 1 else f"{name} {row.model:g}"
+    return f"{name} {row.model:g} / {row.clip:g}"
+
+
+def _working(stack: _Stack) -> _Stack:
+    """The rows that change anything: stacks that have the same ones draw the same."""
+    return tuple(row for row in stack if row.model or row.clip)
+
+
+class _Drawing:
+    """Draws prompts with stacks. All texts are encoded first, then all latents are made, then all pictures: each of the models is needed once."""
+
+    def __init__(self, model: Any, clip: Any, vae: Any, sampling: _Sampling, node: str, adapters: Sequence[Row]) -> None:
+        self._model, self._clip, self._vae, self._sampling, self._node = model, clip, vae, sampling, node
+        # What one picture needs is read from what all need: else each would read its files anew.
+        load(adapters, node)
+
+    def all(self, prompts: Sequence[str], negative: str, stacks: Sequence[_Stack]) -> dict[tuple[str, _Stack], torch.Tensor]:
+        """Pictures (h, w, 3) in [0, 1] by prompt and stack."""
+        models: dict[_Stack, Any] = {}
+        texts: dict[tuple[_Stack, str], Any] = {}
+        known: dict[tuple[Any, str], Any] = {}
+        for stack in dict.fromkeys(map(_working, stacks)):
+            models[stack], clip, _ = apply_rows(self._model, self._clip, stack, "live", f"{self._node} picture")
+            for text in (*prompts, negative):
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                # A stack without a part for the text encoder leaves it as it was.
+                key = (clip.patcher.patches_uuid, text)
+                if key not in known:
+                    known[key] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+                texts[stack, text] = known[key]
+        bar = comfy.utils.ProgressBar(len(models) * len(dict.fromkeys(prompts)) * self._sampling.steps, node_id=self._node)
+        latents: dict[tuple[str, _Stack], torch.Tensor] = {}
+        for stack in list(models):
+            model = models.pop(stack)
+            for text in dict.fromkeys(prompts):
+                done = len(latents) * self._sampling.steps
+                latents[text, stack] = self._latent(model, texts[stack, text], texts[stack, negative], bar, done)
+        return {key: self._decoded(latent) for key, latent in latents.items()}
+
+    def _latent(self, model: Any, positive: Any, negative: Any, bar: Any, done: int) -> torch.Tensor:
+        """As core's Empty Latent Image and KSampler make it."""
+        sampling = self._sampling
+        empty = torch.zeros([1, 4, sampling.height // 8, sampling.width // 8], device=comfy.model_management.intermediate_device())
+        empty = comfy.sample.fix_empty_latent_channels(model, empty)
+        previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+        def told(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
+            preview = previewer.decode_latent_to_preview_image("JPEG", x0) if previewer else None
+            bar.update_absolute(done + step + 1, preview=preview)
+
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        return comfy.sample.sample(
+            model,
+            comfy.sample.prepare_noise(empty, sampling.seed),
+            sampling.steps,
+            sampling.cfg,
+            sampling.sampler,
+            sampling.scheduler,
+            positive,
+            negative,
+            empty,
+            callback=told,
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=sampling.seed,
+        )
+
+    def _decoded(self, latent: torch.Tensor) -> torch.Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        image = self._vae.decode(latent)
+        return image.reshape(-1, *image.shape[-3:])[0]  # a video model makes a film of one picture
+
+
+def _note(prompts: Sequence[str], negative: str, rows: Sequence[str], sampling: _Sampling) -> str:
+    """What no label says."""
+    missing = [prompts[0]] if not any(prompts[0] in row for row in rows) else []
+    return " · ".join([*missing, *([f"negative: {negative.strip()}"] if negative.strip() else []), sampling.told()])
+
+
+def _save(grid: Image.Image, told: dict[str, Any], hidden: Any) -> dict[str, str]:
+    """Write the grid beside ComfyUI's other pictures; gives its name as the page asks for it."""
+    folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(_PREFIX, folder_paths.get_output_directory(), grid.width, grid.height)
+    name = f"{stem}_{counter:05}_.png"
+    metadata = None
+    if not args.disable_metadata:
+        metadata = PngInfo()
+        entries = {METADATA: told, **({"prompt": hidden.prompt} if hidden.prompt else {}), **(hidden.extra_pnginfo or {})}
+        for key, value in entries.items():
+            metadata.add_text(key, json.dumps(value))
+    grid.save(Path(folder, name), pnginfo=metadata, compress_level=4)
+    return {"filename": name, "subfolder": subfolder, "type": "output"}

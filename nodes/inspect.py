@@ -1,0 +1,153 @@
+"""Looking at an adapter, and saving one in other clothes."""
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..trainer.adapters.files import sha256_of, write_safetensors
+from ..trainer.adapters.made_metadata import made_by
+from ..trainer.adapters.norm_chart import draw_norms
+from ..trainer.adapters.reading import read_adapter
+from ..trainer.adapters.report import inspect_file
+from ..trainer.adapters.saving import FORMATS, MetadataError, parse_changes, saved_metadata, saved_tensors
+from ..trainer.adapters.stack import EMBEDDING, HYPERNETWORK, Row
+from .made import redone, refuse_own_source, remember, target, target_problem, watched
+from .paths import PathError, adapter_file, model_choices
+from .pictures import as_image
+from .rows import is_lora
+from .sockets import LoomAdapters
+
+
+class LoomInspectAdapter(io.ComfyNode):
+    """What an adapter's file is."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoomInspectAdapter",
+            display_name="Inspect Adapter",
+            category="LoRA Loom/adapters",
+            description="Tells what an adapter's file is, how it was trained, and how much it changes each block of a model.",
+            inputs=[
+                io.Combo.Input(
+                    "adapter",
+                    options=_choices(),
+                    optional=True,
+                    tooltip="A file of models/loras, an embedding or a hypernetwork.",
+                ),
+                LoomAdapters.Input("adapters", optional=True, tooltip="A stack whose last row is looked at instead, e.g. the adapter just trained."),
+            ],
+            outputs=[
+                io.String.Output(display_name="report", tooltip="Kind, family, ranks, size, words, training settings, and what is not understood."),
+                io.Image.Output(display_name="picture", tooltip="A bar for each block: how much the adapter changes it."),
+                io.String.Output(display_name="kind", tooltip="LoRA, LoCon, DoRA, LoHa, LoKr, ..., embedding or hypernetwork."),
+                io.String.Output(display_name="family", tooltip="The family of models that it was made for; empty if the file does not tell."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter: str | None = None, **_: Any) -> tuple[int, int] | None:
+        try:
+            stat = adapter_file(adapter).stat() if adapter else None
+        except (PathError, OSError):
+            return None  # execute says what is wrong
+        return (stat.st_size, stat.st_mtime_ns) if stat else None
+
+    @classmethod
+    def execute(cls, adapter: str | None = None, adapters: tuple[Row, ...] | None = None) -> io.NodeOutput:
+        name = adapters[-1].name if adapters else adapter
+        if not name:
+            raise ValueError("there is no adapter to look at: choose one, or connect adapters.")
+        found = inspect_file(adapter_file(name), watched(cls.hidden.unique_id, 1))
+        picture = as_image(draw_norms(found.norms, f"{name}: {found.measured}"))
+        shown = ui.PreviewImage(picture, cls=cls).as_dict()
+        return io.NodeOutput(found.text, picture, found.kind, found.family or "", ui={"text": [found.text], "images": shown["images"]})
+
+
+class LoomSaveAdapter(io.ComfyNode):
+    """The same adapter under other names, in another number format, with other metadata."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoomSaveAdapter",
+            display_name="Save Adapter",
+            category="LoRA Loom/adapters",
+            description="Saves an adapter to models/loras with the names of another scheme, in another number format, or with other metadata.",
+            inputs=[
+                LoomAdapters.Input("adapters", tooltip="A stack with one adapter that is on, at weight 1."),
+                io.String.Input("name", default="my_adapter", tooltip="The new file's name in models/loras, without .safetensors."),
+                io.Combo.Input(
+                    "naming",
+                    options=["kohya", "diffusers", "PEFT"],
+                    default="kohya",
+                    tooltip="kohya: for ComfyUI, A1111 and Forge, and every kind. diffusers, PEFT: for those libraries; plain LoRA only.",
+                ),
+                io.Combo.Input("save_format", options=list(FORMATS), default="as the file", tooltip="Number format of the factors."),
+                io.String.Input(
+                    "metadata",
+                    default="{}",
+                    multiline=True,
+                    tooltip="A JSON object of metadata to set; null removes a key. {} keeps all as it is.",
+                ),
+            ],
+            outputs=[
+                LoomAdapters.Output(display_name="adapters", tooltip="The new file as a stack of one."),
+                io.String.Output(display_name="adapter_name", tooltip="The file's name relative to models/loras."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: Any = None, metadata: Any = None) -> bool | str:
+        problem = target_problem("loras", name)
+        if problem is None and isinstance(metadata, str):
+            try:
+                parse_changes(metadata)
+            except MetadataError as error:
+                problem = str(error)
+        return problem or True
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str | None = None, **_: Any) -> int:
+        return redone("LoomSaveAdapter", name)
+
+    @classmethod
+    def execute(cls, adapters: tuple[Row, ...], name: str, naming: Any, save_format: str, metadata: str) -> io.NodeOutput:
+        output, row = target("loras", name), _the_one(adapters)
+        file = adapter_file(row.name)
+        refuse_own_source(output, [file])
+        adapter = read_adapter(file)
+        if adapter.embeddings:
+            inside = ", ".join(adapter.embeddings)[:200]
+            raise ValueError(f"{row.name} has embeddings inside it ({inside}), for which no other scheme has names: it stays as it is.")
+        tensors = saved_tensors(adapter.layers, naming, FORMATS[save_format])
+        made = made_by("LoomSaveAdapter", {"naming": naming, "save_format": save_format}, [{"name": row.name, "sha256": sha256_of(file)}])
+        write_safetensors(output, tensors, saved_metadata(adapter.metadata, metadata, tensors, made))
+        remember("LoomSaveAdapter", name, output)
+        told = f"models/loras/{output.name}: {len(adapter.layers)} layers, {naming} names, {output.stat().st_size:,} bytes"
+        if adapter.not_understood:
+            first = adapter.not_understood[0][:100]
+            told += f"\nleft out, since they are not understood: {len(adapter.not_understood)} tensors, the first is {first}"
+        return io.NodeOutput((Row(name=output.name),), output.name, ui={"text": [told]})
+
+
+def _choices() -> list[str]:
+    """LoRAs, embeddings and hypernetworks, as the rows of a stack name them."""
+    others = ((EMBEDDING, "embeddings"), (HYPERNETWORK, "hypernetworks"))
+    return [*model_choices("loras"), *(f"{prefix}{name}" for prefix, kind in others for name in folder_paths.get_filename_list(kind))]
+
+
+def _the_one(rows: tuple[Row, ...]) -> Row:
+    """The row that is on. Raises ValueError unless there is one, it is a LoRA, and nothing of it would be lost."""
+    on = [row for row in rows if row.on]
+    if len(on) != 1:
+        raise ValueError(f"there are {len(on)} adapters that are on: one can be saved. Several are merged into one by Merge Adapters.")
+    row = on[0]
+    if not is_lora(row):
+        raise ValueError(f"{row.name} is no LoRA: embeddings and hypernetworks have one form only.")
+    if (row.model, row.clip) != (1.0, 1.0) or row.blocks or row.scheduled:
+        raise ValueError(f"{row.name}: a file holds no weights, blocks or schedules. Set its weights to 1, or fold them in with Resize Adapter.")
+    return row

@@ -1,0 +1,116 @@
+"""Files that nodes make out of other files: their names, what is never overwritten, and how they are saved."""
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import torch
+from comfy_api.latest import io
+
+from ..trainer.adapters.files import FileError, read_header, sha256_of, write_safetensors
+from ..trainer.adapters.made_metadata import is_ours, made_by, made_metadata
+from ..trainer.adapters.merge_report import MergeResult
+from ..trainer.adapters.renaming import renamed
+from ..trainer.adapters.stack import Row
+from ..trainer.spec import NAME_PATTERN
+from .parts import Part
+from .paths import checkpoint_output, lora_output
+
+FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+"""Number formats of an adapter's file."""
+
+# By node and name: how often the file has had to be made again, and the one that was made last. See `redone`.
+_REDO: Counter[tuple[str, str]] = Counter()
+_LEFT: dict[tuple[str, str], tuple[Path, int]] = {}
+
+
+def target(kind: str, name: str) -> Path:
+    """Where a new file of models/`kind` (loras, checkpoints) goes. Raises ValueError for a name that is none, and for a stranger's file."""
+    if not NAME_PATTERN.fullmatch(name) or name.endswith((".", " ")):
+        raise ValueError(f"the name {name!r} is not a plain file name: use letters, digits, spaces and . _ + - (at most 100).")
+    output = checkpoint_output(name) if kind == "checkpoints" else lora_output(name)
+    if output.exists():
+        try:
+            ours = is_ours(read_header(output).metadata)
+        except FileError:
+            ours = False
+        if not ours:
+            raise ValueError(f"models/{kind}/{output.name} exists and was not made by LoRA Loom: choose another name, or move that file away.")
+    return output
+
+
+def target_problem(kind: str, name: Any) -> str | None:
+    """The same when the graph is queued: what is wrong. A name that comes by a link is looked at when the node runs."""
+    try:
+        if isinstance(name, str):
+            target(kind, name)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def refuse_own_source(output: Path, sources: Iterable[Path]) -> None:
+    """What is read is not overwritten: a second run would start from its own result. Raises ValueError."""
+    if output.exists() and any(source.exists() and source.samefile(output) for source in sources):
+        raise ValueError(f"{output.name} is one of the files that this is made of: choose another name.")
+
+
+def redone(node: str, name: str | None) -> int:
+    """For `fingerprint_inputs`: a number that changes when the file that the node made under this name is gone or another.
+
+    ComfyUI remembers a node's outputs, and files are not among them. A name that comes by a link is not told (None): then any of them counts.
+    """
+    for key in [(node, name)] if name is not None else [key for key in _LEFT if key[0] == node]:
+        left = _LEFT.get(key)
+        if left and (not left[0].is_file() or left[0].stat().st_mtime_ns != left[1]):
+            _REDO[key] += 1
+            del _LEFT[key]
+    return _REDO[node, name] if name is not None else sum(count for key, count in _REDO.items() if key[0] == node)
+
+
+def remember(node: str, name: str, output: Path) -> None:
+    """What `redone` compares with."""
+    _LEFT[node, name] = (output, output.stat().st_mtime_ns)
+
+
+def watched(node: Any, total: int) -> Callable[..., None]:
+    """Moves ComfyUI's progress bar of the node, and raises its interrupt: call it with what is done."""
+    bar = comfy.utils.ProgressBar(total, node_id=node)
+
+    def step(done: int, of: int = total) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, of)
+
+    return step
+
+
+def sources_of(parts: Sequence[Part]) -> list[dict[str, object]]:
+    """The files that rows name, for the new file's metadata."""
+    return [{**part.row.model_dump(include={"name", "model", "clip", "blocks"}), "sha256": sha256_of(part.file)} for part in parts]
+
+
+def save_adapter(
+    node: str,
+    output: Path,
+    result: MergeResult,
+    family: str | None,
+    save_format: str,
+    settings: Mapping[str, object],
+    files: Sequence[Mapping[str, object]],
+    metadata: Mapping[str, Mapping[str, str]],
+    more: Sequence[str] = (),
+    base_model: str | None = None,
+) -> io.NodeOutput:
+    """Write the adapter `result` to `output`; gives the node's outputs: a stack of it, its name, the report, which ends in the lines `more`.
+
+    `settings`, `files`: see `made_by`; `metadata`: of the adapters that went in, by name. Raises FileError.
+    """
+    name = output.stem
+    tensors = renamed(result.layers, "kohya")
+    made = made_by(node, {**settings, "save_format": save_format}, files)
+    write_safetensors(output, tensors, made_metadata(name, family, result.layers, tensors, made, metadata, base_model))
+    remember(node, name, output)
+    text = "\n".join([result.report.text(), *more, f"saved as models/loras/{output.name}"])
+    return io.NodeOutput((Row(name=output.name),), output.name, text, ui={"text": [text]})

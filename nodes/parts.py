@@ -1,0 +1,122 @@
+"""The adapters of a stack as the parts of something new: what they weigh there, and that they belong together."""
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy.model_patcher import get_key_weight
+
+from ..trainer.adapters.blocks import BlockError, block_of, parse_block_weights
+from ..trainer.adapters.delta import changes_weight, needs_base
+from ..trainer.adapters.layer_tensors import naming
+from ..trainer.adapters.merge import Weight, is_text_encoder
+from ..trainer.adapters.stack import HYPERNETWORK, Row
+from .matching import MatchError, Target, Weights, names, weight_of
+from .rows import Loaded, is_lora, load, row_files
+
+
+@dataclass(frozen=True)
+class Part(Loaded):
+    """A row that is on, its LoRA and where that is."""
+
+    file: Path
+
+
+def parts_of(rows: Sequence[Row], node: str) -> list[Part]:
+    """The rows that are on, with their files read.
+
+    Raises ValueError for a row that cannot be a part (an embedding, a hypernetwork, a schedule), PathError and FileError as `load` does.
+    """
+    for number, row in enumerate(rows, 1):
+        if not row.on:
+            continue
+        if not is_lora(row):
+            kind = "a hypernetwork" if row.name.startswith(HYPERNETWORK) else "an embedding"
+            raise ValueError(f"row {number} ({row.name}) is {kind}, which changes no weights that could be added up: turn the row off.")
+        if row.scheduled:
+            raise ValueError(f"row {number} ({row.name}) has a schedule over the steps, which a file cannot have: clear its start, end and curve.")
+    files = [file for row, file in zip(rows, row_files(rows), strict=True) if file]
+    return [Part(one.row, one.adapter, file) for one, file in zip(load(rows, node), files, strict=True)]
+
+
+def merge_weight(part: Part) -> Weight:
+    """The row's weights. Raises BlockError that names the row's file."""
+    blocks: dict[str, float] = {}
+    if part.row.blocks:
+        try:
+            if part.adapter.family is None:
+                raise BlockError("the family of the adapter cannot be told, and so not its blocks: leave them empty.")
+            blocks = parse_block_weights(part.row.blocks, part.adapter.family)
+        except BlockError as error:
+            raise BlockError(f"{part.row.name}: {error}") from error
+    return Weight(unet=part.row.model, text_encoder=part.row.clip, blocks=blocks)
+
+
+def common_family(parts: Sequence[Part]) -> str | None:
+    """The family of all parts; None if no file tells. Raises MatchError that names two files of different ones."""
+    known = [part for part in parts if part.adapter.family]
+    for part in known[1:]:
+        if part.adapter.family != known[0].adapter.family:
+            first = known[0]
+            raise MatchError(
+                f"{first.row.name} was made for {first.adapter.family} and {part.row.name} for {part.adapter.family}: adapters of two families "
+                "do not fit together. Turn one of the rows off."
+            )
+    return known[0].adapter.family if known else None
+
+
+def blocks_of(family: str | None) -> Callable[[str], str | None]:
+    """The block of a layer's key."""
+    return lambda key: block_of(key, family)
+
+
+def base_weights(parts: Sequence[Part], model: Any, clip: Any) -> Callable[[str], torch.Tensor | None]:
+    """The weights, by an adapter's key, of a model and its text encoder as they were loaded, without any patches; both may be None.
+
+    Raises MatchError where an adapter is for another model, and for a kind that needs a weight and nothing is connected that has it.
+    """
+    for part in parts:
+        for key, layer in part.adapter.layers.items():
+            text = is_text_encoder(key)
+            if not (part.row.clip if text else part.row.model) or not changes_weight(layer):
+                continue
+            with naming(f"{part.row.name}: {key}"):
+                needed = needs_base(layer)
+            if needed and (clip if text else model) is None:
+                raise MatchError(
+                    f"{part.row.name} changes weights by amounts that depend on them ({part.adapter.kind}, {key}): connect the base model that it "
+                    f"was made for to the input {'clip' if text else 'model'}."
+                )
+    if model is None:
+        return lambda key: None
+    weights = Weights.of(model, clip)
+    for part in parts:
+        weights.match(part.row.name, part.adapter)
+
+    def weight(key: str) -> torch.Tensor | None:
+        text = is_text_encoder(key)
+        wanted = (weights.clip_targets if text else weights.model_targets).get(key)
+        return None if wanted is None else _unpatched(clip.patcher if text else model, wanted)
+
+    return weight
+
+
+def _unpatched(patcher: Any, target: Target) -> torch.Tensor:
+    """The weight in fp32 on the CPU. A model that is in use has its patches in it, and the originals aside."""
+    weight, _, convert = get_key_weight(patcher.model, weight_of(target))
+    kept = patcher.backup.get(weight_of(target))
+    weight = (weight if kept is None else kept.weight).to(device="cpu", dtype=torch.float32, copy=True)
+    if convert is not None:
+        weight = convert(weight, inplace=True)
+    return weight if isinstance(target, str) else weight.narrow(*target[1])
+
+
+def not_carried(parts: Sequence[Part]) -> list[str]:
+    """Lines for a report: what the files hold that is in no layer, and so not in what is made of them."""
+    lines = []
+    for part in parts:
+        left = [*part.adapter.not_understood, *(f"the embedding {name}" for name in part.adapter.embeddings)]
+        if left:
+            lines.append(f"left out of {part.row.name}: {', '.join(names(left))}")
+    return lines
