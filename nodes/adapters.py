@@ -1,13 +1,17 @@
 """Stacks of adapters: what they are made of and where they come from."""
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
+from pydantic import ValidationError
 
 from ..trainer.adapters.blocks import BlockError, parse_block_weights
 from ..trainer.adapters.files import FileError, read_header
+from ..trainer.adapters.kinds import AdapterFacts
 from ..trainer.adapters.reading import describe_file
 from ..trainer.adapters.stack import EMBEDDING, Row, StackError, embedding_words, from_lora_stack, parse_rows, to_lora_stack, trigger_words
-from .paths import PathError, model_choices
+from ..trainer.typed import explain
+from .paths import PathError, adapter_file, model_choices
 from .rows import is_lora, row_files
 from .sockets import LoomAdapters, LoraStack
 
@@ -34,7 +38,10 @@ class LoomAdapterStack(io.ComfyNode):
             ],
             outputs=[
                 LoomAdapters.Output(display_name="adapters", tooltip="The whole stack."),
-                LoraStack.Output(display_name="lora_stack", tooltip="The same for other packs: (name, model, clip) tuples."),
+                LoraStack.Output(
+                    display_name="lora_stack",
+                    tooltip="For other packs: (name, model, clip) of each LoRA. Blocks, steps, embeddings, hypernetworks are not in it.",
+                ),
                 io.String.Output(display_name="trigger_words", tooltip="The words that the adapters which are on listen to."),
             ],
         )
@@ -88,15 +95,31 @@ class LoomLoadAdapter(io.ComfyNode):
             outputs=[
                 LoomAdapters.Output(display_name="adapters", tooltip="The whole stack."),
                 io.String.Output(display_name="trigger_words", tooltip="The words that the adapters listen to."),
+                io.String.Output(display_name="report", tooltip="What the adapter is: kind, family, naming, layers, ranks."),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, adapter: str, **_: Any) -> list[tuple[int, int]]:
+    def validate_inputs(cls, adapter: Any = None, blocks: Any = None) -> bool | str:
+        if not isinstance(adapter, str):
+            return True  # Supplied by a link: looked at when the node runs.
         try:
-            return [(file.stat().st_size, file.stat().st_mtime_ns) for file in row_files((Row(name=adapter),)) if file]
+            file = adapter_file(adapter)
+            describe_file(file)
+            _check_row(Row(name=adapter, blocks=blocks.strip() if isinstance(blocks, str) else ""), file)
+        except ValidationError as error:
+            return explain(error)
+        except (StackError, PathError, FileError) as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter: Any = None, **_: Any) -> list[tuple[int, int]]:
+        try:
+            stat = adapter_file(adapter).stat() if isinstance(adapter, str) else None
         except (PathError, OSError):
-            return []
+            stat = None  # execute says what is wrong
+        return [(stat.st_size, stat.st_mtime_ns)] if stat else []
 
     @classmethod
     def execute(
@@ -104,21 +127,48 @@ class LoomLoadAdapter(io.ComfyNode):
     ) -> io.NodeOutput:
         stack = (*(adapters or ()), Row(name=adapter, model=model_weight, clip=clip_weight, blocks=blocks.strip()))
         _check(stack)
-        return io.NodeOutput(stack, ", ".join(_words(stack)))
+        report = _told(adapter, describe_file(adapter_file(adapter)))
+        return io.NodeOutput(stack, ", ".join(_words(stack)), report, ui={"text": [report]})
 
 
 def _check(rows: tuple[Row, ...]) -> None:
-    """Raise PathError, FileError or StackError for a row whose file is not there or whose block weights fit no blocks."""
+    """Raise PathError, FileError or StackError for a row whose file is not there or cannot be used as the row says."""
     for number, (row, file) in enumerate(zip(rows, row_files(rows), strict=True), 1):
-        if file is None or not row.blocks:
-            continue
-        family = describe_file(file).family if is_lora(row) else None
-        if family is None:
-            raise StackError(f"row {number} ({row.name}): it has no blocks that could be weighted: leave blocks empty.")
         try:
-            parse_block_weights(row.blocks, family)
-        except BlockError as error:
+            if file is not None:
+                _check_row(row, file)
+        except StackError as error:
             raise StackError(f"row {number} ({row.name}): {error}") from error
+
+
+def _check_row(row: Row, file: Path) -> None:
+    """Raise FileError or StackError for block weights that fit no blocks, and for an embedding that no prompt can name."""
+    if row.name.startswith(EMBEDDING) and len(row.name.split()) > 1:
+        raise StackError("ComfyUI ends the name of an embedding at the first space, so no prompt can name it: rename the file without spaces.")
+    if not row.blocks:
+        return
+    family = describe_file(file).family if is_lora(row) else None
+    if family is None:
+        raise StackError("it has no blocks that could be weighted: leave blocks empty.")
+    try:
+        parse_block_weights(row.blocks, family)
+    except BlockError as error:
+        raise StackError(str(error)) from error
+
+
+def _told(name: str, facts: AdapterFacts) -> str:
+    """The adapter in two lines."""
+    naming = [f"{facts.naming} names"] if facts.naming else []
+    first = [facts.kind, facts.family or "family not known", *naming]
+    if facts.parts:
+        ranks = list(facts.ranks)
+        rank = [f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"] if ranks else []
+        parts = ", ".join(f"{part} {count}" for part, count in facts.parts.items())
+        second = [f"{sum(facts.parts.values())} layers ({parts})", *rank]
+    else:
+        vectors = [f"{facts.vectors} vectors"] if facts.vectors else []
+        second = [*vectors, f"widths {', '.join(map(str, facts.widths))}"]
+    return f"{name}: {', '.join(first)}\n{', '.join(second)}"
 
 
 def _words(rows: tuple[Row, ...]) -> list[str]:

@@ -8,12 +8,13 @@ from comfy_api.latest import io
 from ..trainer.adapters.blocks import BlockError
 from ..trainer.adapters.hypernetwork import read_hypernetwork
 from ..trainer.adapters.layers import Layer
-from ..trainer.adapters.stack import HYPERNETWORK, Row
+from ..trainer.adapters.reading import describe_file
+from ..trainer.adapters.stack import EMBEDDING, HYPERNETWORK, Row, embedding_words
 from . import live
 from .live import Branch, LiveStack, can_branch
 from .matching import Matched, MatchError, Target, Weights, model_family, names
 from .merged import comfyui_patches, patches
-from .rows import Loaded, load, row_files
+from .rows import Loaded, keep, load, row_files
 from .sockets import LoomAdapters
 
 # By node: its last live stack, for the next one with other weights.
@@ -55,9 +56,15 @@ class LoomApplyAdapters(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, mode: Any = "merged") -> bool | str:
+        # ComfyUI does not look at what programs send for a list of choices.
+        return mode in ("merged", "live", None) or f"mode is {mode!r}: it is merged or live."
+
+    @classmethod
     def execute(cls, model: Any, adapters: tuple[Row, ...], mode: str, strength: float, clip: Any = None) -> io.NodeOutput:
         model, clip, told = apply_rows(model, clip, scaled(adapters, strength), mode, str(cls.hidden.unique_id))
-        return io.NodeOutput(model, clip, "\n".join(told))
+        report = "\n".join(told)
+        return io.NodeOutput(model, clip, report, ui={"text": (report,)})
 
 
 def scaled(rows: Sequence[Row], strength: float) -> tuple[Row, ...]:
@@ -74,23 +81,29 @@ def apply_rows(model: Any, clip: Any, rows: Sequence[Row], mode: str, node: str)
     loaded = [one for one in load(rows, node) if one.row.model or one.row.clip]
     weights = Weights.of(model, clip)
     matches = [weights.match(one.row.name, one.adapter) for one in loaded]
-    told = {one.row: _told(one, match) for one, match in zip(loaded, matches, strict=True)}
+    # By identity: two rows may be equal, and each has a line.
+    told = {id(one.row): _told(one, match) for one, match in zip(loaded, matches, strict=True)}
+    told |= _embeddings(rows, weights.family)
     model = _with_hypernetworks(model, rows, told)
+    branches: list[Branch] = []
     if any(match.count for match in matches):
         model, clip, branches = _applied(model, clip, loaded, matches, mode, told)
-        if branches:
-            _beside(model, branches, node)
-    return model, clip, [told.get(row, f"{row.name}: off") for row in rows]
+    if branches:
+        _beside(model, branches, node)
+    else:
+        _LAST.pop(node, None)
+    return model, clip, [told.get(id(row), f"{row.name}: {'weight 0' if row.on else 'off'}") for row in rows]
 
 
 def _applied(
-    model: Any, clip: Any, loaded: Sequence[Loaded], matches: Sequence[Matched], mode: str, told: dict[Row, str]
+    model: Any, clip: Any, loaded: Sequence[Loaded], matches: Sequence[Matched], mode: str, told: dict[int, str]
 ) -> tuple[Any, Any, list[Branch]]:
     """The model and the text encoder with what is merged, and what goes beside the model's layers."""
     branches: list[Branch] = []
     model_parts: _Parts = {}
     clip_parts: _Parts = {}
     special: list[tuple[Any, dict[Target, Any], float]] = []
+    files = ", ".join(dict.fromkeys(one.row.name for one in loaded))
     model = model.clone()
     clip = None if clip is None else clip.clone()
     # Sums are made in an order that is not that of the stack, so that its order changes no bit.
@@ -102,7 +115,7 @@ def _applied(
                 weight = one.weight(key, text=False)
                 if not weight:
                     continue
-                if mode == "live" and can_branch(model, target, layer):
+                if mode == "live" and can_branch(model, target, layer, one.row.scheduled):
                     branches.append(Branch(one.row, weight, key, layer, target))
                     beside += 1
                 else:
@@ -110,24 +123,25 @@ def _applied(
             for target, (key, layer) in match.clip.items():
                 if weight := one.weight(key, text=True):
                     clip_parts.setdefault(target, []).append((weight, layer))
+            special += [(model, found, one.weight(key, text=False)) for key, found in comfyui_patches(match.model)]
+            if clip is not None:
+                special += [(clip.patcher, found, one.weight(key, text=True)) for key, found in comfyui_patches(match.clip)]
         except BlockError as error:
             raise BlockError(f"{one.row.name}: {error}") from error
-        special += [(model, comfyui_patches(match.model), one.row.model)]
-        special += [(clip.patcher, comfyui_patches(match.clip), one.row.clip)] if clip is not None else []
         if mode == "live":
             if one.row.scheduled and beside < len(match.model):
                 raise MatchError(
                     f"{one.row.name}: {len(match.model) - beside} of its layers cannot be computed beside the model's, so they have no schedule over "
                     "the steps. Leave start, end and curve of its row alone."
                 )
-            told[one.row] += f", {beside} live"
+            told[id(one.row)] += f", {beside} live"
     # ComfyUI patches a model anew after every call of add_patches, an empty one too.
     if model_parts:
-        model.add_patches(patches(model_parts))
+        model.add_patches(patches(model_parts, files))
     if clip_parts:
-        clip.patcher.add_patches(patches(clip_parts))
+        clip.patcher.add_patches(patches(clip_parts, files))
     for patcher, found, weight in special:
-        if found and weight:
+        if weight:
             patcher.add_patches(found, weight)
     return model, clip, branches
 
@@ -135,7 +149,8 @@ def _applied(
 def _beside(model: Any, branches: Sequence[Branch], node: str) -> None:
     """One wrapper for all branches of the model, those of an earlier node with them: DoRA's are reckoned from the layer's own output."""
     before = model.get_attachment(live.KEY)
-    stack = _LAST[node] = LiveStack(model, (*(before.branches if before else ()), *branches), _LAST.get(node))
+    stack = LiveStack(model, (*(before.branches if before else ()), *branches), _LAST.get(node))
+    keep(_LAST, node, stack)
     model.set_attachments(live.KEY, stack)
     model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, live.KEY)
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, live.KEY, stack)
@@ -143,7 +158,7 @@ def _beside(model: Any, branches: Sequence[Branch], node: str) -> None:
     model.add_callback_with_key(CallbacksMP.ON_CLEANUP, live.KEY, stack.release)
 
 
-def _with_hypernetworks(model: Any, rows: Sequence[Row], told: dict[Row, str]) -> Any:
+def _with_hypernetworks(model: Any, rows: Sequence[Row], told: dict[int, str]) -> Any:
     """The model with core's patches for the hypernetworks among the rows. Raises FileError or MatchError."""
     from comfy_extras.nodes_hypernetwork import load_hypernetwork_patch
 
@@ -158,8 +173,23 @@ def _with_hypernetworks(model: Any, rows: Sequence[Row], told: dict[Row, str]) -
         patch = load_hypernetwork_patch(str(file), row.model)
         model.set_model_attn1_patch(patch)
         model.set_model_attn2_patch(patch)
-        told[row] = f"{row.name}: hypernetwork, model {row.model:g}, widths {', '.join(map(str, sorted(found.layers)))}"
+        told[id(row)] = f"{row.name}: hypernetwork, model {row.model:g}, widths {', '.join(map(str, sorted(found.layers)))}"
     return model
+
+
+def _embeddings(rows: Sequence[Row], family: str) -> dict[int, str]:
+    """What prompts have to say for the embeddings among the rows. Raises FileError, or MatchError for one of another family."""
+    told = {}
+    for row, file in zip(rows, row_files(rows), strict=True):
+        if file is None or not row.name.startswith(EMBEDDING):
+            continue
+        facts = describe_file(file)
+        if facts.kind != "embedding":
+            raise MatchError(f"{row.name} is no embedding: its file is of the kind {facts.kind}, which goes to another folder.")
+        if facts.family and facts.family != family:
+            raise MatchError(f"{row.name} was made for {facts.family} and the model is {family}: choose one for {family}.")
+        told[id(row)] = f"{row.name}: embedding, {facts.vectors} vectors, works where a prompt says {embedding_words(row)}"
+    return told
 
 
 def _refuse_schedules(rows: Sequence[Row], mode: str) -> None:
@@ -175,7 +205,7 @@ def _told(one: Loaded, match: Matched) -> str:
     if match.skipped:
         text += f" ({match.skipped} are for a text encoder, and none is connected)"
     if match.missing:
-        text += f"; not in this model: {', '.join(names(match.missing))}"
+        text += f"; not in this model: {', '.join(names(match.missing, 20))}"
     if adapter.not_understood:
         text += f"; not understood: {', '.join(names(list(adapter.not_understood)))}"
     return text

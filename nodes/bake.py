@@ -11,6 +11,7 @@ from ..trainer.adapters.made_metadata import MADE_BY, made_by
 from ..trainer.adapters.merge import is_text_encoder, weight_of
 from ..trainer.adapters.stack import Row
 from ..trainer.families.detect import UNET, Checkpoint, describe_checkpoint
+from .choices import choice_problem
 from .made import redone, refuse_own_source, remember, sources_of, target, target_problem, watched
 from .matching import Weights, names
 from .parts import Part, blocks_of, common_family, merge_weight, not_carried, parts_of
@@ -51,16 +52,16 @@ class LoomBakeCheckpoint(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, checkpoint: Any = None, name: Any = None) -> bool | str:
+    def validate_inputs(cls, checkpoint: Any = None, name: Any = None, dtype: Any = None) -> bool | str:
         try:
             if isinstance(checkpoint, str):
                 path = model_file("checkpoints", checkpoint)
                 describe_checkpoint(path)
                 if isinstance(name, str):
-                    refuse_own_source(target("checkpoints", name), [path])
+                    refuse_own_source(target("checkpoints", name, "LoomBakeCheckpoint"), [path])
         except ValueError as error:
             return str(error)
-        return target_problem("checkpoints", name) or True
+        return choice_problem(dtype=(dtype, list(_FORMATS))) or target_problem("checkpoints", name, "LoomBakeCheckpoint") or True
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: Any = None, name: Any = None, **_: Any) -> list[Any]:
@@ -72,7 +73,7 @@ class LoomBakeCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint: str, adapters: tuple[Row, ...], name: str, dtype: str) -> io.NodeOutput:
-        source, output = model_file("checkpoints", checkpoint), target("checkpoints", name)
+        source, output = model_file("checkpoints", checkpoint), target("checkpoints", name, "LoomBakeCheckpoint")
         refuse_own_source(output, [source])
         described = describe_checkpoint(source)
         places = checkpoint_layers(described, checkpoint)

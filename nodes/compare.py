@@ -20,14 +20,18 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..trainer.adapters.stack import EMBEDDING, HYPERNETWORK, Row
 from ..trainer.grid import labelled_grid
+from ..trainer.spec import step_output, steps_of
 from .apply import apply_rows, scaled
+from .choices import choice_problem
+from .paths import adapter_file
 from .pictures import as_image, as_picture
 from .rows import load
 from .sockets import LoomAdapters
 
 METADATA = "lora_loom.compare"
 
-_WEIGHTS, _ADAPTERS, _BOTH = "weights", "adapters", "adapters x weights"
+_WEIGHTS, _ADAPTERS, _BOTH, _STEPS = "weights", "adapters", "adapters x weights", "steps"
+_KINDS = [_WEIGHTS, _ADAPTERS, _BOTH, _STEPS]
 _LARGEST = 10.0
 _MOST_CELLS = 400
 _PREFIX = "lora_loom/compare"
@@ -77,9 +81,9 @@ class LoomCompare(io.ComfyNode):
                 io.String.Input("negative", default="", multiline=True, tooltip="What the pictures should not show; the same for all."),
                 io.Combo.Input(
                     "compare",
-                    options=[_WEIGHTS, _ADAPTERS, _BOTH],
+                    options=_KINDS,
                     default=_WEIGHTS,
-                    tooltip="weights: the whole stack times each weight. adapters: none, then each alone. adapters x weights: a row for each.",
+                    tooltip="weights: of the whole stack. adapters: none, then each alone. x: a row for each. steps: of the last one's training.",
                 ),
                 io.String.Input("weights", default="0, 0.5, 1", tooltip="Numbers with commas between them; every weight of the stack is multiplied."),
                 io.Int.Input("width", default=512, min=16, max=8192, step=8, tooltip="Width of a picture in pixels."),
@@ -100,7 +104,11 @@ class LoomCompare(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, weights: Any = None) -> bool | str:
+    def validate_inputs(cls, compare: Any = None, weights: Any = None, sampler: Any = None, scheduler: Any = None) -> bool | str:
+        known = comfy.samplers.KSampler
+        problem = choice_problem(compare=(compare, _KINDS), sampler=(sampler, known.SAMPLERS), scheduler=(scheduler, known.SCHEDULERS))
+        if problem:
+            return problem
         try:
             if isinstance(weights, str):
                 parse_weights(weights)
@@ -145,7 +153,7 @@ class LoomCompare(io.ComfyNode):
             "prompts": prompts,
             "negative": negative,
             "adapters": [row.model_dump() for row in adapters],
-            "weights": None if compare == _ADAPTERS else factors,
+            "weights": factors if compare in (_WEIGHTS, _BOTH) else None,
             **settings,
         }
         saved = _save(grid, told, cls.hidden)
@@ -173,11 +181,25 @@ def layout_of(compare: str, adapters: Sequence[Row], weights: Sequence[float]) -
     stack = tuple(row for row in adapters if row.on and not row.name.startswith(EMBEDDING))
     if not stack:
         raise ValueError("there is nothing to compare: the stack has no adapter that is on. Embeddings are compared by naming them in the prompt.")
+    if compare == _STEPS:
+        labels, rows = zip(*_by_step(stack[-1]), strict=True)
+        return Layout(("no adapter", *labels), (("", ((), *((row,) for row in rows))),))
     if compare == _ADAPTERS:
         return Layout(("no adapter", *map(_label, stack)), (("", ((), *((row,) for row in stack))),))
     columns = tuple(f"weight {weight:g}" for weight in weights)
     alone = [("", stack)] if compare == _WEIGHTS else [(_label(row), (row,)) for row in stack]
     return Layout(columns, tuple((label, tuple(scaled(rows, weight) for weight in weights)) for label, rows in alone))
+
+
+def _by_step(row: Row) -> list[tuple[str, Row]]:
+    """The adapters that its training has saved on the way, and the adapter itself, each with its label. Raises ValueError if there are none."""
+    file = adapter_file(row.name)
+    subfolder = row.name[: max(row.name.rfind("/"), row.name.rfind("\\")) + 1]
+    found = [(f"step {step:,}", row.model_copy(update={"name": subfolder + path.name})) for step, path in steps_of(file).items()]
+    if not found:
+        like = step_output(file, 500).name
+        raise ValueError(f"{row.name} has no adapters of single steps beside it, like {like}: set adapter_every_steps of Checkpointing Options.")
+    return [*found, ("the end", row)]
 
 
 def _label(row: Row) -> str:

@@ -9,6 +9,7 @@ from ..trainer.adapters.extract import Extraction, extract
 from ..trainer.adapters.merge import is_text_encoder
 from ..trainer.families.detect import Checkpoint, describe_checkpoint
 from ..trainer.typed import explain
+from .choices import choice_problem
 from .made import FORMATS, redone, save_adapter, target, target_problem, watched
 from .parts import blocks_of
 from .paths import PathError, model_choices, model_file
@@ -49,7 +50,14 @@ class LoomExtractAdapter(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, tuned: Any = None, base: Any = None, name: Any = None, rank: Any = None, energy: Any = None, conv_rank: Any = 0
+        cls,
+        tuned: Any = None,
+        base: Any = None,
+        name: Any = None,
+        rank: Any = None,
+        energy: Any = None,
+        conv_rank: Any = 0,
+        save_format: Any = None,
     ) -> bool | str:
         try:
             if None not in (rank, energy, conv_rank):
@@ -58,7 +66,7 @@ class LoomExtractAdapter(io.ComfyNode):
                 _described(tuned, base)
         except ValueError as error:
             return str(error)
-        return target_problem("loras", name) or True
+        return choice_problem(save_format=(save_format, list(FORMATS))) or target_problem("loras", name, "LoomExtractAdapter") or True
 
     @classmethod
     def fingerprint_inputs(cls, tuned: Any = None, base: Any = None, name: Any = None, **_: Any) -> list[Any]:
@@ -84,7 +92,7 @@ class LoomExtractAdapter(io.ComfyNode):
         text_encoder: bool,
         save_format: str,
     ) -> io.NodeOutput:
-        output = target("loras", name)
+        output = target("loras", name, "LoomExtractAdapter")
         options = _options(rank, energy, conv_rank, others)
         first, second = _described(tuned, base)
         of_tuned, of_base = checkpoint_layers(first, tuned), checkpoint_layers(second, base)

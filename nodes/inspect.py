@@ -11,11 +11,14 @@ from ..trainer.adapters.reading import read_adapter
 from ..trainer.adapters.report import inspect_file
 from ..trainer.adapters.saving import FORMATS, MetadataError, parse_changes, saved_metadata, saved_tensors
 from ..trainer.adapters.stack import EMBEDDING, HYPERNETWORK, Row
+from .choices import choice_problem
 from .made import redone, refuse_own_source, remember, target, target_problem, watched
 from .paths import PathError, adapter_file, model_choices
 from .pictures import as_image
 from .rows import is_lora
 from .sockets import LoomAdapters
+
+_NAMINGS = ["kohya", "diffusers", "PEFT"]
 
 
 class LoomInspectAdapter(io.ComfyNode):
@@ -81,7 +84,7 @@ class LoomSaveAdapter(io.ComfyNode):
                 io.String.Input("name", default="my_adapter", tooltip="The new file's name in models/loras, without .safetensors."),
                 io.Combo.Input(
                     "naming",
-                    options=["kohya", "diffusers", "PEFT"],
+                    options=_NAMINGS,
                     default="kohya",
                     tooltip="kohya: for ComfyUI, A1111 and Forge, and every kind. diffusers, PEFT: for those libraries; plain LoRA only.",
                 ),
@@ -101,8 +104,9 @@ class LoomSaveAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: Any = None, metadata: Any = None) -> bool | str:
-        problem = target_problem("loras", name)
+    def validate_inputs(cls, name: Any = None, naming: Any = None, save_format: Any = None, metadata: Any = None) -> bool | str:
+        problem = choice_problem(naming=(naming, _NAMINGS), save_format=(save_format, list(FORMATS)))
+        problem = problem or target_problem("loras", name, "LoomSaveAdapter")
         if problem is None and isinstance(metadata, str):
             try:
                 parse_changes(metadata)
@@ -116,7 +120,7 @@ class LoomSaveAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapters: tuple[Row, ...], name: str, naming: Any, save_format: str, metadata: str) -> io.NodeOutput:
-        output, row = target("loras", name), _the_one(adapters)
+        output, row = target("loras", name, "LoomSaveAdapter"), _the_one(adapters)
         file = adapter_file(row.name)
         refuse_own_source(output, [file])
         adapter = read_adapter(file)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from comfy.model_patcher import get_key_weight
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from ..trainer.adapters.delta import bias_delta, changes_weight, delta, low_rank, needs_base
 from ..trainer.adapters.layers import Layer
+from ..trainer.adapters.lowrank import balanced
 from ..trainer.adapters.stack import Row
-from .matching import Target, module_of, weight_of
+from .matching import Target, is_branchable, weight_of
 
 KEY = "lora_loom"
 _BISECTIONS = 24
@@ -32,16 +34,19 @@ class Branch:
     target: Target
 
 
-def can_branch(model: Any, target: Target, layer: Layer) -> bool:
-    """Whether the layer can be computed beside its module: a matrix or a 2D convolution, and no change that takes the whole weight to compute."""
-    module = module_of(model, target)
-    if any(name in layer for name in ("reshape_weight", "set_weight", "w_norm", "b_norm")) or not isinstance(module, nn.Linear | nn.Conv2d):
+def can_branch(model: Any, target: Target, layer: Layer, scheduled: bool) -> bool:
+    """Whether the layer is computed beside its module: no change that takes the whole weight to compute, and none as large as the weight itself
+    unless its weight is `scheduled`.
+    """
+    if any(name in layer for name in ("reshape_weight", "set_weight", "w_norm", "b_norm")) or not is_branchable(model, target):
         return False
-    if isinstance(module, nn.Conv2d) and module.groups != 1:
-        return False
-    if not changes_weight(layer) or "dora_scale" not in layer:
-        return not changes_weight(layer) or not needs_base(layer)
-    return isinstance(target, str)
+    if not isinstance(target, str) and (len(target) != 2 or target[1] is None):
+        return False  # ComfyUI turns the change over before it adds it
+    if not changes_weight(layer):
+        return True
+    if "dora_scale" in layer:
+        return isinstance(target, str)
+    return not needs_base(layer) and (scheduled or "diff" not in layer)
 
 
 class LiveStack:
@@ -58,7 +63,7 @@ class LiveStack:
             by_module.setdefault(weight_of(branch.target).rpartition(".")[0], []).append(branch)
         known = earlier._beside if earlier and earlier._of == self._of else {}
         self._beside = {path: _Beside(of, known.get(path)) for path, of in by_module.items()}
-        self._progress: dict[float, float] = {}
+        self._progress: WeakKeyDictionary[Any, dict[float, float]] = WeakKeyDictionary()
 
     def __deepcopy__(self, memo: Any) -> "LiveStack":
         return self  # packs copy a model's options deeply; this never changes what it computes
@@ -82,13 +87,14 @@ class LiveStack:
     def _done(self, sampling: Any, sigma: Tensor) -> float:
         """Which part of the sampling is done, 0 to 1, as ComfyUI's own start and end percents count it."""
         value = float(sigma.flatten()[0])
-        if value not in self._progress:
+        known = self._progress.setdefault(sampling, {})
+        if value not in known:
             low, high = 0.0, 1.0
             for _ in range(_BISECTIONS):
                 middle = (low + high) / 2
                 low, high = (middle, high) if float(sampling.percent_to_sigma(middle)) > value else (low, middle)
-            self._progress[value] = high if low else 0.0
-        return self._progress[value]
+            known[value] = high if low else 0.0
+        return known[value]
 
     def release(self, *_: Any) -> None:
         """Let go of what was made for a device; it is made again when it is needed."""
@@ -108,7 +114,9 @@ class _Beside:
         # In an order that is not that of the stack, so that its order changes no bit.
         self.branches = sorted(branches, key=lambda branch: (branch.row.name, branch.weight, branch.row.model_dump_json()))
         same = earlier and [(id(one.layer), one.target) for one in earlier.branches] == [(id(one.layer), one.target) for one in self.branches]
-        self._made: dict[tuple[torch.device, torch.dtype], list[_Term]] = earlier._made if earlier and same else {}
+        # DoRA is reckoned from the weight, which patches that come later change too.
+        self._decomposed = any("dora_scale" in branch.layer for branch in branches)
+        self._made: dict[tuple[torch.device, torch.dtype, Any], list[_Term]] = earlier._made if earlier and same else {}
 
     def release(self) -> None:
         """See LiveStack."""
@@ -121,8 +129,10 @@ class _Beside:
 
         def add(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = inputs[0]
-            key = (x.device, x.dtype)
+            key = (x.device, x.dtype, getattr(base, "current_weight_patches_uuid", None) if self._decomposed else None)
             if key not in self._made:
+                if self._decomposed:
+                    self._made.clear()
                 self._made[key] = list(_terms(self.branches, module, base, x))
             result = output
             for term in self._made[key]:
@@ -149,6 +159,8 @@ def _terms(branches: list[Branch], module: Any, base: Any, x: Tensor) -> Iterato
         if factors is None:
             yield _dense(number, branch.target, layer)
         else:
+            # alpha / rank is in `up`, which fp16 would lose where it is small.
+            factors = balanced(factors)
             low.setdefault(branch.target, []).append((number, factors.up.to(x.dtype), factors.down.to(x.dtype)))
     for target, parts in low.items():
         yield _low_rank(target, parts, module)
@@ -156,7 +168,8 @@ def _terms(branches: list[Branch], module: Any, base: Any, x: Tensor) -> Iterato
 
 def _low_rank(target: Target, parts: list[tuple[int, Tensor, Tensor]], module: Any) -> _Term:
     ups, downs = torch.cat([up for _, up, _ in parts], dim=1), torch.cat([down for _, _, down in parts])
-    ranks = [up.shape[1] for _, up, _ in parts]
+    ranks = [(number, up.shape[1]) for number, up, _ in parts]
+    parts.clear()  # the stacked ones are all that is kept
     wide = isinstance(module, nn.Conv2d)
     if wide:
         ups, downs = ups[:, :, None, None], downs.reshape(len(downs), -1, *module.kernel_size)
@@ -164,7 +177,7 @@ def _low_rank(target: Target, parts: list[tuple[int, Tensor, Tensor]], module: A
 
     def add(module: Any, x: Tensor, own: Tensor, result: Tensor, strengths: _Strengths) -> Tensor:
         if last[0] != strengths:
-            numbers = [strengths[number] for (number, _, _), rank in zip(parts, ranks, strict=True) for _ in range(rank)]
+            numbers = [strengths[number] for number, rank in ranks for _ in range(rank)]
             last[:] = strengths, torch.tensor(numbers).to(x)
         if wide:
             inner = module._conv_forward(x, downs, None) * last[1][:, None, None]
@@ -211,12 +224,14 @@ def _decomposed(number: int, target: Target, layer: Layer, module: Any, base: An
     wide = isinstance(module, nn.Conv2d)
     gain = (magnitude / (norm + torch.finfo(torch.float32).eps)).to(x.dtype).reshape(-1, *[1, 1] * wide)
     factors = low_rank(plain)
+    up = down = None
     if factors is not None:
-        up, down = factors.up.to(x.dtype), factors.down.to(x.dtype)
-    del weight, change
+        factors = balanced(factors)
+        up, down, plain = factors.up.to(x.dtype), factors.down.to(x.dtype), {}
+    del weight, change, factors
 
     def changed(module: Any, x: Tensor) -> Tensor:
-        if factors is None:
+        if up is None or down is None:
             matrix = delta(plain).to(x.dtype)
             return module._conv_forward(x, matrix.reshape(module.weight.shape), None) if wide else nn.functional.linear(x, matrix)
         if wide:
@@ -231,21 +246,27 @@ def _decomposed(number: int, target: Target, layer: Layer, module: Any, base: An
         if not along_outputs:
             # The layer without its hooks; the bias is in both and goes.
             return result + (module.forward(x * gain) + changed(module, x * gain) - own) * strength
-        bias = 0 if module.bias is None else module.bias.to(x).reshape(-1, *[1, 1] * wide)
+        bias = _bias_as_computed(module, x).reshape(-1, *[1, 1] * wide) if module.bias is not None else 0
         return result + ((own - bias) * (gain - 1) + changed(module, x) * gain) * strength
 
     return add
+
+
+def _bias_as_computed(module: Any, x: Tensor) -> Tensor:
+    bias = module.bias.to(x)
+    for function in getattr(module, "bias_function", ()):
+        bias = function(bias)
+    return bias
 
 
 def _weight(base: Any, target: Target, device: torch.device) -> Tensor:
     """The layer's weight in fp32 as it is computed with, whatever it is stored as."""
     weight, _, convert = get_key_weight(base, weight_of(target))
     weight = weight.to(device=device, dtype=torch.float32, copy=True)
-    if convert is not None:
-        weight = convert(weight, inplace=True)
+    # What a model that is partly loaded is patched with, before its number format is undone: in the order in which the layer does it.
     for function in getattr(base.get_submodule(weight_of(target).rpartition(".")[0]), "weight_function", ()):
         weight = function(weight)
-    return weight
+    return weight if convert is None else convert(weight, inplace=True)
 
 
 def _part(tensor: Tensor, target: Target, dimension: int) -> Tensor:

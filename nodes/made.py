@@ -10,9 +10,10 @@ import torch
 from comfy_api.latest import io
 
 from ..trainer.adapters.files import FileError, read_header, sha256_of, write_safetensors
-from ..trainer.adapters.made_metadata import is_ours, made_by, made_metadata
+from ..trainer.adapters.made_metadata import TRAINING, made_by, made_metadata, maker
 from ..trainer.adapters.merge_report import MergeResult
 from ..trainer.adapters.renaming import renamed
+from ..trainer.adapters.soundness import shown
 from ..trainer.adapters.stack import Row
 from ..trainer.spec import NAME_PATTERN
 from .parts import Part
@@ -26,26 +27,39 @@ _REDO: Counter[tuple[str, str]] = Counter()
 _LEFT: dict[tuple[str, str], tuple[Path, int]] = {}
 
 
-def target(kind: str, name: str) -> Path:
-    """Where a new file of models/`kind` (loras, checkpoints) goes. Raises ValueError for a name that is none, and for a stranger's file."""
+def target(kind: str, name: str, node: str) -> Path:
+    """Where `node` puts a new file of models/`kind` (loras, checkpoints). Raises ValueError for a name that is none, and as `refuse_others`."""
     if not NAME_PATTERN.fullmatch(name) or name.endswith((".", " ")):
         raise ValueError(f"the name {name!r} is not a plain file name: use letters, digits, spaces and . _ + - (at most 100).")
     output = checkpoint_output(name) if kind == "checkpoints" else lora_output(name)
-    if output.exists():
-        try:
-            ours = is_ours(read_header(output).metadata)
-        except FileError:
-            ours = False
-        if not ours:
-            raise ValueError(f"models/{kind}/{output.name} exists and was not made by LoRA Loom: choose another name, or move that file away.")
+    refuse_others(kind, output, node)
     return output
 
 
-def target_problem(kind: str, name: Any) -> str | None:
+def refuse_others(kind: str, output: Path, node: str) -> None:
+    """A file is overwritten only by the kind of node that made it. Raises ValueError that says who did."""
+    if not output.exists():
+        return
+    try:
+        made = maker(read_header(output).metadata)
+    except FileError:
+        made = None
+    if made == node:
+        return
+    if made is None:
+        who = "was not made by LoRA Loom"
+    elif made == TRAINING:
+        who = "is a training's adapter"
+    else:
+        who = f"was made by {shown(made)}" if made else "was made by another node"
+    raise ValueError(f"models/{kind}/{output.name} exists and {who}: choose another name, or move that file away.")
+
+
+def target_problem(kind: str, name: Any, node: str) -> str | None:
     """The same when the graph is queued: what is wrong. A name that comes by a link is looked at when the node runs."""
     try:
         if isinstance(name, str):
-            target(kind, name)
+            target(kind, name, node)
     except ValueError as error:
         return str(error)
     return None

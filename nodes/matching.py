@@ -1,11 +1,15 @@
 """Which weights of a ComfyUI model the layers of an adapter belong to."""
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import comfy.lora
+from torch import nn
 
+from ..trainer.adapters.delta import changes_weight
+from ..trainer.adapters.layer_tensors import AdapterMathError, kind_of
 from ..trainer.adapters.layers import Layer, layer_size
 from ..trainer.adapters.merge import is_text_encoder
 from ..trainer.adapters.reading import Adapter
@@ -24,8 +28,11 @@ _FAMILIES = {
 }
 
 # Walking a model for its modules and names takes longer than everything else that a changed weight asks for.
-_MODULES: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+# Nothing in them refers to the model: that would keep it in memory.
+_BRANCHABLE: WeakKeyDictionary[Any, frozenset[str]] = WeakKeyDictionary()
 _NAMES: WeakKeyDictionary[Any, tuple[Mapping[str, Any], Mapping[str, tuple[int, ...]]]] = WeakKeyDictionary()
+
+_BIASES = ("diff_b", "b_norm")
 
 Target = Any
 """A patch's key as ComfyUI has it: a weight's name, or (name, (dimension, start, length)) for a part of a fused one."""
@@ -91,8 +98,18 @@ class Weights:
                     found.missing.append(key)
                 continue
             self._check(name, key, layer, target)
-            (found.clip if text else found.model)[target] = (key, layer)
-        if not found.count and not found.skipped:
+            if any(suffix in layer for suffix in _BIASES) and weight_of(bias_of(target)) not in self.shapes:
+                found.missing.append(f"{key} (bias)")
+                layer = {suffix: tensor for suffix, tensor in layer.items() if suffix not in _BIASES}
+            if not layer.keys() - {"alpha"}:
+                continue
+            side = found.clip if text else found.model
+            if target in side:
+                both = f"{side[target][0]} and {key}"
+                raise MatchError(f"{name}: the layers {both} are for one weight: it mixes two ways of naming. Use another copy of it.")
+            side[target] = (key, layer)
+        unet = sum(not is_text_encoder(key) for key in adapter.layers)
+        if (unet and not found.model) or (found.missing and not found.count):
             made_for = adapter.family or "a family that its layers do not tell"
             count = len(adapter.layers)
             raise MatchError(f"none of the {count} layers of {name} is in this model: it was made for {made_for}, the model is {self.family}.")
@@ -103,16 +120,23 @@ class Weights:
         whole = self.shapes[weight]
         if "reshape_weight" in layer or len(whole) < 2:
             return
+        try:
+            if changes_weight(layer):
+                kind_of(layer)
+        except AdapterMathError as error:
+            raise MatchError(f"{name}: {key}: {error}") from error
         out, inputs = layer_size({suffix: tuple(tensor.shape) for suffix, tensor in layer.items()})
         expected = list(whole)
         if part:
             expected[part[0]] = part[2]
-        flat = 1
-        for size in expected[1:]:
-            flat *= size
-        if (out is not None and out != expected[0]) or (inputs is not None and inputs not in (expected[1], flat)):
+        flat = math.prod(expected[1:])
+        possible = {expected[1], flat}
+        if "lora_down.weight" in layer:
+            middle = layer["lora_mid.weight"].shape[2:] if "lora_mid.weight" in layer else ()
+            inputs, possible = math.prod((*layer["lora_down.weight"].shape[1:], *middle)), {flat}
+        if (out is not None and out != expected[0]) or (inputs is not None and inputs not in possible):
             raise MatchError(
-                f"{name}: the layer {key} is for a weight of {out} outputs and {inputs} inputs, and the model's is {expected[0]} by {expected[1]} "
+                f"{name}: the layer {key} is for a weight of {out} outputs and {inputs} inputs, and the model's is {expected[0]} by {flat} "
                 f"({weight}): it was made for a model of another size than this {self.family}."
             )
 
@@ -124,11 +148,12 @@ def _names(model: Any, targets_of: Callable[[Any, dict[str, Any]], dict[str, Any
     return _NAMES[model]
 
 
-def module_of(model: Any, target: Target) -> Any:
-    """The module (of `model.model`) whose weight a target is."""
-    if model.model not in _MODULES:
-        _MODULES[model.model] = dict(model.model.named_modules())
-    return _MODULES[model.model][weight_of(target).rpartition(".")[0]]
+def is_branchable(model: Any, target: Target) -> bool:
+    """Whether something can be computed beside the module that a target's weight is in: a matrix, or a 2D convolution of one group."""
+    if model.model not in _BRANCHABLE:
+        modules = ((name, module) for name, module in model.model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d))
+        _BRANCHABLE[model.model] = frozenset(name for name, module in modules if getattr(module, "groups", 1) == 1)
+    return weight_of(target).rpartition(".")[0] in _BRANCHABLE[model.model]
 
 
 def weight_of(target: Target) -> str:
@@ -136,9 +161,10 @@ def weight_of(target: Target) -> str:
     return target if isinstance(target, str) else target[0]
 
 
-def bias_of(target: Target) -> str:
-    """The name of the bias beside a target's weight."""
-    return weight_of(target).removesuffix(".weight") + ".bias"
+def bias_of(target: Target) -> Target:
+    """The target for the bias beside a target's weight."""
+    name = weight_of(target).removesuffix(".weight") + ".bias"
+    return name if isinstance(target, str) else (name, *target[1:])
 
 
 def names(missing: list[str], most: int = 3) -> Iterator[str]:

@@ -10,6 +10,7 @@ from ..trainer.adapters.merge import MERGE_OPTIONS, MergeOptions, merge
 from ..trainer.adapters.merge_report import MergeResult
 from ..trainer.adapters.stack import Row
 from ..trainer.typed import explain
+from .choices import choice_problem
 from .made import FORMATS, redone, refuse_own_source, save_adapter, sources_of, target, target_problem, watched
 from .parts import base_weights, blocks_of, common_family, merge_weight, not_carried, parts_of
 from .sockets import LoomAdapters
@@ -24,6 +25,7 @@ _OF_METHOD = {
     "slerp": ("rank", "energy"),
 }
 _NAMES = {"dare_variant": "variant"}
+_VARIANTS = ["linear", "ties"]
 
 
 class LoomMergeAdapters(io.ComfyNode):
@@ -55,7 +57,7 @@ class LoomMergeAdapters(io.ComfyNode):
                 io.Float.Input("drop_rate", default=0.5, min=0.0, max=0.99, step=0.05, tooltip="dare: share of each change dropped at random."),
                 io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=False, tooltip="dare: the same seed drops the same."),
                 io.Combo.Input(
-                    "dare_variant", options=["linear", "ties"], default="linear", tooltip="dare: what is left is added up, or voted on as in ties."
+                    "dare_variant", options=_VARIANTS, default="linear", tooltip="dare: what is left is added up, or voted on as in ties."
                 ),
                 io.Combo.Input("save_format", options=list(FORMATS), default="fp16", tooltip="Number format of the file."),
                 io.Model.Input("model", optional=True, tooltip="The base model, for DoRA and other kinds that need its weights, unpatched."),
@@ -81,7 +83,13 @@ class LoomMergeAdapters(io.ComfyNode):
         drop_rate: Any = 0.5,
         seed: Any = 0,
         dare_variant: Any = "linear",
+        save_format: Any = None,
     ) -> bool | str:
+        problem = choice_problem(
+            method=(method, list(_OF_METHOD)), dare_variant=(dare_variant, _VARIANTS), save_format=(save_format, list(FORMATS))
+        )
+        if problem:
+            return problem
         settings = {"rank": rank, "energy": energy, "density": density, "drop_rate": drop_rate, "seed": seed, "dare_variant": dare_variant}
         if method is not None and None not in settings.values():
             # What comes by a link is looked at when the node runs.
@@ -89,7 +97,7 @@ class LoomMergeAdapters(io.ComfyNode):
                 merge_options(method, settings)
             except ValueError as error:
                 return str(error)
-        return target_problem("loras", name) or True
+        return target_problem("loras", name, "LoomMergeAdapters") or True
 
     @classmethod
     def fingerprint_inputs(cls, name: Any = None, **_: Any) -> int:
@@ -149,13 +157,15 @@ class LoomResizeAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: Any = None, rank: Any = None, energy: Any = None, frobenius: Any = None) -> bool | str:
+    def validate_inputs(
+        cls, name: Any = None, rank: Any = None, energy: Any = None, frobenius: Any = None, save_format: Any = None
+    ) -> bool | str:
         if None not in (rank, energy, frobenius):
             try:
                 resize_options(rank, energy, frobenius)
             except ValueError as error:
                 return str(error)
-        return target_problem("loras", name) or True
+        return choice_problem(save_format=(save_format, list(FORMATS))) or target_problem("loras", name, "LoomResizeAdapter") or True
 
     @classmethod
     def fingerprint_inputs(cls, name: Any = None, **_: Any) -> int:
@@ -219,7 +229,7 @@ def _made(
     clip: Any,
     title: str | None = None,
 ) -> io.NodeOutput:
-    output = target("loras", name)
+    output = target("loras", name, node)
     parts = parts_of(rows, str(unique_id))
     if not parts:
         raise ValueError("no row of the stack is on: there is nothing to make an adapter of.")

@@ -9,6 +9,7 @@ from comfy.model_patcher import get_key_weight
 
 from ..trainer.adapters.blocks import BlockError, block_of, parse_block_weights
 from ..trainer.adapters.delta import changes_weight, needs_base
+from ..trainer.adapters.family import STABLE_DIFFUSION
 from ..trainer.adapters.layer_tensors import naming
 from ..trainer.adapters.merge import Weight, is_text_encoder
 from ..trainer.adapters.stack import HYPERNETWORK, Row
@@ -63,7 +64,14 @@ def common_family(parts: Sequence[Part]) -> str | None:
                 f"{first.row.name} was made for {first.adapter.family} and {part.row.name} for {part.adapter.family}: adapters of two families "
                 "do not fit together. Turn one of the rows off."
             )
-    return known[0].adapter.family if known else None
+    family = known[0].adapter.family if known else None
+    schemes = {part.adapter.naming for part in parts}
+    if family not in STABLE_DIFFUSION and len(schemes) > 1:
+        raise MatchError(
+            f"the adapters are named in different ways ({', '.join(sorted(schemes))}), and for {family or 'their family'} it cannot be told which of "
+            "their layers are the same. Use files of one scheme."
+        )
+    return family
 
 
 def blocks_of(family: str | None) -> Callable[[str], str | None]:
@@ -109,7 +117,7 @@ def _unpatched(patcher: Any, target: Target) -> torch.Tensor:
     weight = (weight if kept is None else kept.weight).to(device="cpu", dtype=torch.float32, copy=True)
     if convert is not None:
         weight = convert(weight, inplace=True)
-    return weight if isinstance(target, str) else weight.narrow(*target[1])
+    return weight if isinstance(target, str) or target[1] is None else weight.narrow(*target[1])
 
 
 def not_carried(parts: Sequence[Part]) -> list[str]:

@@ -2,6 +2,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..trainer.adapters.blocks import BlockError, block_of, parse_block_weights
 from ..trainer.adapters.reading import Adapter, read_adapter
@@ -10,6 +11,7 @@ from .paths import PathError, adapter_file
 
 # By node: what its last execution used, so that another weight reads nothing again. A file that changed is another one.
 _KEPT: dict[str, dict[tuple[str, int, int], Adapter]] = {}
+_MOST_KEPT = 16
 
 
 @dataclass(frozen=True)
@@ -58,5 +60,13 @@ def load(rows: Sequence[Row], node: str) -> list[Loaded]:
         if key not in used:
             used[key] = known[key] if key in known else read_adapter(file)
         found.append(Loaded(row, used[key]))
-    _KEPT[node] = used
+    keep(_KEPT, node, used)
     return found
+
+
+def keep(kept: dict[str, Any], node: str, what: Any) -> None:
+    """Keep something for a node; of many nodes only for the latest."""
+    kept.pop(node, None)
+    kept[node] = what
+    for old in list(kept)[:-_MOST_KEPT]:
+        del kept[old]

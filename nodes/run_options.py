@@ -54,6 +54,14 @@ class LoomCheckpointing(io.ComfyNode):
                 io.Boolean.Input(
                     "tensorboard", default=False, optional=True, tooltip="Write losses and pictures for TensorBoard into the run's folder."
                 ),
+                io.Int.Input(
+                    "adapter_every_steps",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    optional=True,
+                    tooltip="Also save the adapter of every so many steps, as NAME-step00000500 beside the last one. 0: only the last one.",
+                ),
                 LoomOptions.Input("options", optional=True, tooltip="Other options nodes, chained."),
             ],
             outputs=[LoomOptions.Output(display_name="options", tooltip="For a training node, or the next options node.")],

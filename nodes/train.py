@@ -16,18 +16,19 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from ..trainer.adapters.files import FileError, read_header, sha256_of
-from ..trainer.adapters.made_metadata import is_ours
+from ..trainer.adapters.files import sha256_of
+from ..trainer.adapters.made_metadata import TRAINING
 from ..trainer.adapters.stack import Row
 from ..trainer.data.sources import check_captions
 from ..trainer.dataset import Dataset
 from ..trainer.events import Event, Finished, Phase, Progress, Sample
 from ..trainer.history import History
 from ..trainer.options import Checkpointing, Hardware, Network, NetworkOptions, Objective, OptimizerOptions, Options, Sampling, TextOptions
-from ..trainer.spec import Base, TrainLoRASpec, run_id
+from ..trainer.spec import Base, TrainLoRASpec, run_id, steps_of
 from ..trainer.typed import explain
 from .dataset import Datasets
 from .jobs import execute, finished_history, remember
+from .made import refuse_others
 from .paths import cache_folder, lora_output, run_folder
 from .sockets import LoomAdapters, LoomBase, LoomDataset, LoomOptions, LoraModel, LossMap
 
@@ -142,7 +143,8 @@ class LoomTrainLoRA(io.ComfyNode):
             )
         except ValidationError as error:
             raise ValueError(explain(error)) from error
-        _refuse_foreign(output)
+        for path in (output, *(steps_of(output).values() if spec.checkpointing.adapter_every_steps else ())):
+            refuse_others("loras", path, TRAINING)
         folder = run_folder(run_id(spec))
         told = _finished(folder, output)
         if told is None:
@@ -164,18 +166,6 @@ def _sampling(options: Sampling | None, dataset: Dataset, steps: int) -> Samplin
     sampling = options or Sampling(every_steps=max(1, steps // 4))
     prompts = (sampling.prompts or (dataset.training_caption(dataset.images[0]),)) if sampling.draw else ()
     return sampling.model_copy(update={"prompts": prompts, "width": dataset.framing.resolution, "height": dataset.framing.resolution})
-
-
-def _refuse_foreign(output: Path) -> None:
-    """A file that somebody else made is not overwritten. Raises ValueError."""
-    if not output.exists():
-        return
-    try:
-        ours = is_ours(read_header(output).metadata)
-    except FileError:
-        ours = False
-    if not ours:
-        raise ValueError(f"models/loras/{output.name} exists and was not made by LoRA Loom: choose another name, or move that file away.")
 
 
 def _finished(folder: Path, output: Path) -> History | None:

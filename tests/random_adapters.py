@@ -29,9 +29,9 @@ def write_lora(path: Path, checkpoint: Path, *, rank: int = 4, strength: float =
     save_file(tensors, path)
 
 
-def write_embedding(path: Path) -> None:
-    """Two vectors for CLIP-L."""
-    save_file({"emb_params": torch.randn(2, 768, generator=torch.Generator().manual_seed(0))}, path)
+def write_embedding(path: Path, width: int) -> None:
+    """Two vectors for the text encoder of this width."""
+    save_file({"emb_params": torch.randn(2, width, generator=torch.Generator().manual_seed(0))}, path)
 
 
 def write_hypernetwork(path: Path) -> None:

@@ -233,7 +233,8 @@ class Checkpointing(Model):
 
     A state is always saved at the end and at a stop; validation always comes before the first step and after the last. `keep_best`: the state
     with the lowest validation loss is kept as well, and `adapter` best takes the weights from it. `start`: where a new run goes on from.
-    `tensorboard`: losses and pictures are written for it too.
+    `tensorboard`: losses and pictures are written for it too. `adapter_every_steps`: an adapter of every so many steps is saved beside the last
+    one (0: none), see `spec.step_output`.
     """
 
     every_steps: int = Field(default=500, ge=0)
@@ -244,6 +245,7 @@ class Checkpointing(Model):
     adapter: Literal["last", "best"] = "last"
     start: StateOfRun | None = None
     tensorboard: bool = False
+    adapter_every_steps: int = Field(default=0, ge=0)
 
 
 class Hardware(Model):

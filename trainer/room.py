@@ -22,7 +22,8 @@ def check_disk(spec: TrainLoRASpec, run: Path, parameters: int) -> None:
     drawings = len(spec.sampling.prompts) * (2 + (spec.steps // spec.sampling.every_steps if spec.sampling.every_steps else 0))
     pictures = drawings * spec.sampling.width * spec.sampling.height * _SAMPLE_BYTES_PER_PIXEL
     # An adapter exists twice while it is being replaced.
-    adapter = 2 * _FILE_BYTES[spec.network.save_format] * parameters
+    every = spec.checkpointing.adapter_every_steps
+    adapter = (2 + (spec.steps // every if every else 0)) * _FILE_BYTES[spec.network.save_format] * parameters
     for folder, needed in ((run, states + pictures + adapter), (Path(spec.output).parent, adapter)):
         free = shutil.disk_usage(folder).free
         if free < needed + _SPARE_BYTES:

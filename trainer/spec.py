@@ -19,6 +19,7 @@ Precision = Literal["auto", "fp16", "bf16", "fp32"]
 CaptionMode = Literal["missing only", "all images"]
 
 NAME_PATTERN = re.compile(r"[\w][\w .+-]{0,99}")
+STEP_PATTERN = re.compile(r"-step(\d{8})")
 RUN_ID_PATTERN = re.compile(r"[a-z0-9_]+(?:-[a-z0-9_]+)*-[0-9a-f]{12}")
 
 
@@ -116,6 +117,17 @@ class CaptionSpec(Model):
 
 Spec = Annotated[TrainLoRASpec | CaptionSpec, Field(discriminator="task")]
 _SPEC: TypeAdapter[TrainLoRASpec | CaptionSpec] = TypeAdapter(Spec)
+
+
+def step_output(output: Path, step: int) -> Path:
+    """Where the adapter of a step goes, beside the last one: `NAME-step00000500.safetensors`."""
+    return output.with_name(f"{output.stem}-step{step:08d}{output.suffix}")
+
+
+def steps_of(output: Path) -> dict[int, Path]:
+    """The adapters of steps that are there, by step."""
+    found = ((STEP_PATTERN.fullmatch(path.stem.removeprefix(output.stem)), path) for path in output.parent.glob("*-step*.safetensors"))
+    return dict(sorted((int(match[1]), path) for match, path in found if match and path.stem.startswith(output.stem)))
 
 
 def read_spec(path: Path) -> TrainLoRASpec | CaptionSpec:

@@ -31,7 +31,7 @@ from .precision import accelerator, choose, peak_memory
 from .room import check_disk
 from .sampling import Sampler, save_png
 from .schedule import factor
-from .spec import TrainLoRASpec
+from .spec import TrainLoRASpec, step_output
 from .start import first_state
 from .trackers import TensorBoard
 
@@ -173,7 +173,7 @@ class LoRATraining:
 
     def _due(self, step: int) -> bool:
         sampling, checkpointing = self.spec.sampling, self.spec.checkpointing
-        every = (sampling.every_steps, checkpointing.every_steps, checkpointing.validate_every_steps)
+        every = (sampling.every_steps, checkpointing.every_steps, checkpointing.validate_every_steps, checkpointing.adapter_every_steps)
         return self.channel.sample_waiting() or self._minutes_are_over() or any(_is_multiple(step, number) for number in every)
 
     def _minutes_are_over(self) -> bool:
@@ -194,6 +194,9 @@ class LoRATraining:
             with self._as_saved():
                 improved = self._validate(step)
             self._emit(Phase(name="training"))
+        if _is_multiple(step, spec.checkpointing.adapter_every_steps) and not last:
+            with self._as_saved():
+                self._write_adapter(step, step_output(Path(spec.output), step))
         keeps = improved and self._keeps_best
         if not last and (keeps or _is_multiple(step, spec.checkpointing.every_steps) or self._minutes_are_over()):
             self._save_state()
@@ -265,7 +268,7 @@ class LoRATraining:
         adapter, sha256 = "", ""
         with self._as_saved():
             if not early or (stop is not None and stop.save == "adapter"):
-                adapter, sha256 = Path(spec.output).name, self._write_adapter(step)
+                adapter, sha256 = Path(spec.output).name, self._write_last(step)
             if not early:
                 self._draw(spec.steps)
         self._plot()
@@ -275,12 +278,15 @@ class LoRATraining:
             self.tracker.close()
         return early
 
-    def _write_adapter(self, step: int) -> str:
+    def _write_last(self, step: int) -> str:
+        # The run keeps its own copy: a later training under the same name replaces the other one.
+        self._write_adapter(step, self.folder / "adapter.safetensors")
+        return self._write_adapter(step, Path(self.spec.output))
+
+    def _write_adapter(self, step: int, path: Path) -> str:
         tensors = lora.adapter_tensors(self.models.adapted, self.spec.network, dtype=_SAVE_FORMATS[self.spec.network.save_format])
         metadata = lora_metadata(self.spec, tensors, step, self.formats.name, self.denoising.prediction)
-        # The run keeps its own copy: a later training under the same name replaces the other one.
-        write_safetensors(self.folder / "adapter.safetensors", tensors, metadata)
-        return write_safetensors(Path(self.spec.output), tensors, metadata)
+        return write_safetensors(path, tensors, metadata)
 
     def _plot(self) -> None:
         told = history(read_events(self.folder / "events.jsonl"))

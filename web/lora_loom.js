@@ -9,10 +9,12 @@ import { addRunWidget } from "./run_widget.js";
 
 const ROWS_WIDGET = "LOOM_ADAPTER_ROWS";
 const REPORTING = new Set([
+  "LoomApplyAdapters",
   "LoomBakeCheckpoint",
   "LoomCheckDataset",
   "LoomExtractAdapter",
   "LoomInspectAdapter",
+  "LoomLoadAdapter",
   "LoomMergeAdapters",
   "LoomResizeAdapter",
   "LoomSaveAdapter",

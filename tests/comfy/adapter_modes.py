@@ -2,8 +2,11 @@
 
     python adapter_modes.py FAMILY FOLDER
 """
+import gc
 import json
 import sys
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +53,7 @@ CASES = {
 # ComfyUI's chain is another computation there: its DoRA is reckoned from the weight that the loaders before it have changed.
 WITHOUT_CHAIN = {"of every kind"}
 # One family shows the kinds, the other that its layers are found.
-OF_FAMILY = {"SD 1.x": set(CASES), "SDXL": {"three loras, one negative", "dora", "of every kind"}}
+OF_FAMILY = {"SD 1.x": set(CASES), "SDXL": {"three loras, one negative", "dora"}}
 REVERSED = {"three loras, one negative", "of every kind"}
 
 
@@ -108,6 +111,13 @@ class Model:
             return {name: weight.clone() for name, weight in patcher.model.state_dict().items()}
         finally:
             patcher.unpatch_model(device_to=torch.device("cpu"))
+
+
+def used_once(checkpoint: Path, apply: Callable[[Any], Any]) -> "weakref.ref[Any]":
+    """A model that was used with adapters and that nobody needs any more."""
+    model = Model(checkpoint)
+    model.predicts(apply(model.patcher))
+    return weakref.ref(model.patcher.model)
 
 
 def main(name: str, folder: Path) -> None:
@@ -190,6 +200,9 @@ def main(name: str, folder: Path) -> None:
             for mode, forwards in (("merged", merged), ("live", live)):
                 backwards = applied(rows(adapters)[::-1], mode)[0]
                 told["cases"][case][f"the order changes {mode}"] = not torch.equal(model.predicts(backwards), model.predicts(forwards))
+    if name != "SD 1.x":
+        print(json.dumps(told))
+        return
     mixed = CASES["three loras, one negative"]
 
     # Nothing stays behind.
@@ -218,6 +231,14 @@ def main(name: str, folder: Path) -> None:
     merged = applied(rows([("dora", 0.3), ("second", -0.4)]), "merged", to=chain([("third", 1.0)]))[0]
     told["on changed weights"] = relative(model.predicts(other), model.predicts(merged))
 
+    # A loader behind a DoRA that gets another weight changes the weights beneath it.
+    under = applied(rows([("dora", 0.6)]), "live")[0]
+    tensors = comfy.utils.load_torch_file(str(loras / "third.safetensors"))
+    for weight in (0.5, 1.0):
+        later, _ = comfy.sd.load_lora_for_models(under, None, tensors, weight, 0.0)
+        fresh = applied(rows([("dora", 0.6)]), "live", to=chain([("third", weight)]))[0]
+        told[f"core's {weight} after a dora"] = relative(model.predicts(later), model.predicts(fresh))
+
     # Schedules: nothing before the start, all of it after, and half in the middle of a rising one.
     late = applied(rows(mixed, start=0.5), "live")[0]
     whole = applied(rows(mixed), "live")[0]
@@ -236,6 +257,10 @@ def main(name: str, folder: Path) -> None:
     outs = model.weights(applied(rows([("second", 1.0)], blocks="OUTALL"), "merged")[0])
     told["blocks of OUTALL"] = sorted({key.split(".")[1] for key in original if not torch.equal(outs[key], original[key])})
 
+    # Nothing of ours keeps a model in memory.
+    gone = used_once(checkpoint, lambda patcher: applied(rows([("dora", 0.6), ("second", 0.2)]), "live", to=patcher)[0])
+    gc.collect()
+    told["freed"] = gone() is None
     print(json.dumps(told))
 
 

@@ -1,22 +1,35 @@
 """Apply Adapters in both modes: one meaning, that of float64, whatever the order, and nothing left behind."""
+from pathlib import Path
 from typing import Any
 
 import pytest
 from loom_server import told_in_comfyui
 
 
-@pytest.fixture(scope="module", params=["SD 1.x", "SDXL"])
-def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    found = told_in_comfyui("adapter_modes.py", request.param, tmp_path_factory.mktemp("modes"))
+def of_family(name: str, folder: Path) -> dict[str, Any]:
+    found = told_in_comfyui("adapter_modes.py", name, folder)
     columns = ("changes", "merged weights", "merged", "live", "core")
-    print(f"\n{request.param:28}" + "".join(f"{column:>16}" for column in columns))
+    print(f"\n{name:28}" + "".join(f"{column:>16}" for column in columns))
     for case, errors in found["cases"].items():
         print(f"{case:28}" + "".join(f"{errors.get(column, float('nan')):16.1e}" for column in columns))
     return found
 
 
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return of_family("SD 1.x", tmp_path_factory.mktemp("modes"))
+
+
 def test_both_modes_predict_what_the_sum_of_float64_does(told: dict[str, Any]) -> None:
-    for case, errors in told["cases"].items():
+    check(told["cases"])
+
+
+def test_the_layers_of_sdxl_are_found_too(tmp_path: Path) -> None:
+    check(of_family("SDXL", tmp_path)["cases"])
+
+
+def check(cases: dict[str, dict[str, Any]]) -> None:
+    for case, errors in cases.items():
         assert errors["changes"] > 0.01, f"{case}: too weak to show anything"
         assert errors["merged weights"] < 1e-6, (case, errors)
         assert errors["merged"] < 5e-5 and errors["live"] < 5e-5, (case, errors)
@@ -48,6 +61,11 @@ def test_nodes_in_a_row_and_cores_around_ours_add_up(told: dict[str, Any]) -> No
 def test_a_changed_weight_is_computed_with_what_is_there_and_other_weights_are_not(told: dict[str, Any]) -> None:
     assert told["changed weights"] < 5e-5 and told["changed weights change"] > 0.01
     assert told["on changed weights"] < 5e-5
+    assert told["core's 0.5 after a dora"] < 5e-5 and told["core's 1.0 after a dora"] < 5e-5
+
+
+def test_a_model_that_is_not_used_any_more_is_freed(told: dict[str, Any]) -> None:
+    assert told["freed"]
 
 
 def test_a_schedule_is_followed(told: dict[str, Any]) -> None:

@@ -25,7 +25,9 @@ def files(server: Server) -> Iterator[None]:
     loras = models / "loras"
     write_lora(loras / "one.safetensors", checkpoint, seed=1, text=True)
     write_lora(loras / "two.safetensors", checkpoint, seed=2)
-    write_embedding(models / "embeddings" / "words.safetensors")
+    write_embedding(models / "embeddings" / "words.safetensors", 768)
+    write_embedding(models / "embeddings" / "wide.safetensors", 1024)
+    write_embedding(models / "embeddings" / "two words.safetensors", 768)
     write_hypernetwork(models / "hypernetworks" / "hyper.pt")
     key = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
     wide = {f"{key}.lora_up.weight": torch.ones(640, 4), f"{key}.lora_down.weight": torch.ones(4, 2048)}
@@ -34,9 +36,10 @@ def files(server: Server) -> Iterator[None]:
     name = next(name for name in broken if name.endswith("lora_up.weight"))
     broken[name][0, 0] = float("nan")
     save_file(broken, loras / "broken.safetensors")
+    (loras / "words_page.safetensors").write_text("<!doctype html><title>Sign in</title>")
     yield
     for path in loras.glob("*.safetensors"):
-        if path.stem in ("one", "two", "for_sdxl", "broken"):
+        if path.stem in ("one", "two", "for_sdxl", "broken", "words_page"):
             path.unlink()
 
 
@@ -99,6 +102,7 @@ def test_rows_of_other_packs_embeddings_and_hypernetworks_stack_too(server: Serv
     assert outputs["words"]["text"] == ["(embedding:words:0.8)"]
     lines = outputs["report"]["text"][0].splitlines()
     assert lines[0].startswith("two.safetensors: LoRA, model 0.5, text encoder 0.5")
+    assert lines[1] == "embedding:words.safetensors: embedding, 2 vectors, works where a prompt says (embedding:words:0.8)"
     assert lines[2] == "hypernetwork:hyper.pt: hypernetwork, model 0.7, widths 768"
     graph["apply"]["inputs"]["adapters"] = ["stack_of_one", 0]
     graph["stack_of_one"] = node("LoomAdapterStack", rows=json.dumps([row("two.safetensors", 0.5, 0.5)]))
@@ -109,10 +113,41 @@ def test_rows_of_other_packs_embeddings_and_hypernetworks_stack_too(server: Serv
 def test_a_loaded_adapter_goes_before_a_stack_and_around_it_go_cores_nodes(server: Server) -> None:
     graph = applied([row("two.safetensors", 0.5, 0.5)], "live", "chained", adapters=["load", 0])
     graph["load"] = node("LoomLoadAdapter", adapter="one.safetensors", model_weight=0.5, clip_weight=0.25, blocks="OUTALL")
+    graph["facts"] = node("PreviewAny", source=["load", 2])
     graph["freed"] = node("FreeU_V2", model=["apply", 0], b1=1.3, b2=1.4, s1=0.9, s2=0.2)
     graph["sampler"]["inputs"]["model"] = ["freed", 0]
     _, outputs = drawn(server, graph)
     assert [line.split(",")[0] for line in outputs["report"]["text"][0].splitlines()] == ["one.safetensors: LoRA", "two.safetensors: LoRA"]
+    facts, on_the_node = outputs["facts"]["text"][0], outputs["load"]["text"][0]
+    assert facts == on_the_node
+    first, second = facts.splitlines()
+    assert first == "one.safetensors: LoRA, SD 1.x, kohya names"
+    assert "layers (" in second and "text encoder" in second and ", rank " in second
+
+
+def test_block_weights_may_come_by_a_link_and_are_then_looked_at_when_the_node_runs(server: Server) -> None:
+    graph = {"load": node("LoomLoadAdapter", adapter="one.safetensors", model_weight=1.0, clip_weight=1.0, blocks=["words", 0])}
+    graph |= {"words": node("PrimitiveString", value="OUTALL"), "shown": node("PreviewAny", source=["load", 1])}
+    server.run(graph)
+    graph["words"]["inputs"]["value"] = "OUTSIDE"
+    assert "OUTALL" in server.fail(graph)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "blocks", "says"),
+    [
+        ("gone.safetensors", "", "'gone.safetensors' is not in ComfyUI's loras folders"),
+        ("two.safetensors", "OUTSIDE", "OUTALL"),
+        ("two.safetensors", "1, 0.5", "17 or 26 numbers"),
+        ("words_page.safetensors", "", "words_page.safetensors is a web page"),
+    ],
+)
+def test_a_file_that_cannot_be_loaded_is_refused_when_it_is_queued(server: Server, adapter: str, blocks: str, says: str) -> None:
+    graph = {"load": node("LoomLoadAdapter", adapter=adapter, model_weight=1.0, clip_weight=1.0, blocks=blocks)}
+    graph["shown"] = node("PreviewAny", source=["load", 1])
+    with pytest.raises(Refused) as refused:
+        server.queue(graph)
+    assert says in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +155,7 @@ def test_a_loaded_adapter_goes_before_a_stack_and_around_it_go_cores_nodes(serve
     [
         (row("gone.safetensors"), ["row 1", "gone.safetensors", "loras"]),
         (row("embedding:gone"), ["row 1", "gone", "embeddings"]),
+        (row("embedding:two words"), ["row 1 (embedding:two words)", "rename the file"]),
         (row("two.safetensors", start=0.6, end=0.4), ["start 0.6", "end 0.4"]),
         (row("two.safetensors", blocks="OUTSIDE"), ["row 1", "two.safetensors", "OUTALL"]),
         (row("two.safetensors", blocks="1, 0.5"), ["row 1", "17 or 26 numbers"]),
@@ -143,6 +179,7 @@ def test_rows_that_are_wrong_are_refused_when_they_are_queued(server: Server, ba
         (row("broken.safetensors"), "merged", ["broken.safetensors", "lora_up.weight", "NaN"]),
         (row("two.safetensors", start=0.5), "merged", ["row 1", "two.safetensors", "mode", "live"]),
         (row("hypernetwork:hyper.pt", end=0.5), "live", ["hyper.pt", "hypernetworks have none"]),
+        (row("embedding:wide"), "live", ["embedding:wide", "SD 2.x", "SD 1.x"]),
         (row("mini.safetensors"), "live", ["mini.safetensors", "a whole checkpoint", "models/checkpoints"]),
     ],
 )

@@ -86,6 +86,15 @@ def test_somebody_elses_adapter_is_not_overwritten(server: Server) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_training_overwrites_no_merge(server: Server) -> None:
+    path = server.base / "models" / "loras" / "merged_before.safetensors"
+    save_file({"lora_unet_x.alpha": torch.ones(())}, path, {"lora_loom.made_by": '{"node": "LoomMergeAdapters"}'})
+    before = path.read_bytes()
+    assert "exists and was made by LoomMergeAdapters: choose another name" in server.fail(training_graph("merged_before"))
+    assert path.read_bytes() == before
+    path.unlink()
+
+
 def test_a_run_that_does_not_fit_on_the_disk_is_refused_before_it_starts(server: Server) -> None:
     # A million steps, each with a thousand pictures: more than any disk has.
     graph = training_graph("huge", steps=1_000_000, draw=True)

@@ -58,6 +58,8 @@ def loras(server: Server) -> Path:
     folder = server.base / "models" / "loras"
     write(folder / "looks.safetensors", "lora_")
     write(folder / "unet_only.safetensors", "lora_unet")
+    write(folder / "trained-step00000500.safetensors", "lora_unet")
+    write(folder / "trained.safetensors", "lora_unet")
     return folder
 
 
@@ -78,6 +80,9 @@ def outputs(server: Server, loras: Path) -> dict[str, Any]:
             "each cells": node("SaveImage", images=["each", 1], filename_prefix="each"),
             "alone": compare("both", PROMPTS[0], "adapters"),
             "alone cells": node("SaveImage", images=["alone", 1], filename_prefix="alone"),
+            "trained": node("LoomAdapterStack", rows=json.dumps([{"name": "trained.safetensors"}])),
+            "by step": compare("trained", PROMPTS[0], "steps"),
+            "by step cells": node("SaveImage", images=["by step", 1], filename_prefix="by_step"),
             "inspect": node("LoomInspectAdapter", adapter="looks.safetensors"),
             "inspect last": node("LoomInspectAdapter", adapters=["both", 0]),
             "diffusers": node(
@@ -123,6 +128,14 @@ def test_the_other_tables_have_the_same_pictures_in_their_places(server: Server,
     assert np.array_equal(each[0], whole)
     assert [np.array_equal(cell, base) for cell in alone] == [True, False, False]
     assert np.array_equal(alone[1], whole) and np.array_equal(alone[2], each[3])
+
+
+def test_the_steps_of_a_training_are_side_by_side(server: Server, outputs: dict[str, Any]) -> None:
+    base = pixels(server, outputs["cells"]["images"][0])
+    cells = [pixels(server, saved) for saved in outputs["by step cells"]["images"]]
+    assert len(cells) == 3 and np.array_equal(cells[0], base) and not np.array_equal(cells[1], cells[2])
+    with Image.open(server.file(outputs["by step"]["images"][0])) as picture:
+        assert json.loads(picture.info["lora_loom.compare"])["columns"] == ["no adapter", "step 500", "the end"]
 
 
 def test_the_grid_is_saved_with_its_pictures_and_settings(server: Server, outputs: dict[str, Any]) -> None:
@@ -183,10 +196,10 @@ def wrong(rows: list[dict[str, Any]] | None = None, **settings: Any) -> Graph:
     }
 
 
-def save(name: str = "free", metadata: str = "{}", **row: Any) -> Graph:
+def save(name: str = "free", metadata: str = "{}", naming: str = "kohya", **row: Any) -> Graph:
     return {
         "stack": node("LoomAdapterStack", rows=json.dumps([{"name": "looks.safetensors", **row}])),
-        "save": node("LoomSaveAdapter", adapters=["stack", 0], name=name, naming="kohya", save_format="fp16", metadata=metadata),
+        "save": node("LoomSaveAdapter", adapters=["stack", 0], name=name, naming=naming, save_format="fp16", metadata=metadata),
     }
 
 
@@ -195,6 +208,10 @@ def test_what_cannot_be_saved_or_compared_is_told(server: Server, loras: Path) -
         (save("unet_only"), "exists and was not made by LoRA Loom"),
         (save("../up"), "is not a plain file name"),
         (save(metadata="{"), "metadata is not JSON"),
+        (save(naming="civitai"), "naming: there is no 'civitai': choose one of kohya, diffusers, PEFT."),
+        (wrong(kind="colours"), "compare: there is no 'colours': choose one of weights, adapters, adapters x weights, steps."),
+        (wrong(sampler="ruler"), "sampler: there is no 'ruler': choose one of euler, "),
+        (wrong(scheduler="bus"), "scheduler: there is no 'bus': choose one of "),
     ):
         with pytest.raises(Refused) as refused:
             server.queue(graph)
@@ -202,6 +219,7 @@ def test_what_cannot_be_saved_or_compared_is_told(server: Server, loras: Path) -
     assert "a file holds no weights" in server.fail(save(model=0.5))
     assert "there are 0 adapters that are on" in server.fail(save(on=False))
     assert "there is nothing to compare" in server.fail(wrong([{"name": "looks.safetensors", "on": False}]))
+    assert "has no adapters of single steps beside it, like looks-step00000500.safetensors" in server.fail(wrong(kind="steps"))
     assert "at most 400" in server.fail(wrong(weights=", ".join(str(number / 100) for number in range(401))))
     assert not (loras / "free.safetensors").exists()
 

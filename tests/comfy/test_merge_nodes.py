@@ -16,6 +16,7 @@ from torch import Tensor
 from trainer.adapters.checkpoint_layers import Place, checkpoint_layers
 from trainer.adapters.delta import delta
 from trainer.adapters.files import read_header, write_safetensors
+from trainer.adapters.made_metadata import made_by
 from trainer.adapters.reading import Adapter, read_adapter
 from trainer.adapters.soundness import payload_sha256
 from trainer.families.detect import describe_checkpoint
@@ -76,6 +77,10 @@ def loras(server: Server, places: dict[str, Place]) -> Iterator[Path]:
     of_sdxl = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
     write(folder / "part_xl.safetensors", {of_sdxl: random_layer((640, 2048), 2, 2.0, 1)}, {})
     save_file({"a": torch.zeros(1)}, str(folder / "strangers.safetensors"))
+    one = {"lora_unet_conv_in": random_layer((320, 4, 3, 3), 1, 1.0, 0)}
+    write(folder / "made_trained.safetensors", one, {"lora_loom.spec": "{}"})
+    write(folder / "made_own.safetensors", one, {"lora_loom.made_by": made_by("LoomMergeAdapters", {}, [])})
+    write(folder / "made_saved.safetensors", one, {"lora_loom.spec": "{}", "lora_loom.made_by": made_by("LoomSaveAdapter", {}, [])})
     yield folder
     for pattern in ("part_*", "made_*", "strangers.*"):
         for path in folder.glob(pattern):
@@ -113,6 +118,11 @@ def rows(*adapters: dict[str, Any]) -> dict[str, Any]:
 
 def merge(name: str, adapters: str = "stack", **settings: Any) -> dict[str, Any]:
     return node("LoomMergeAdapters", adapters=[adapters, 0], name=name, **(MERGE | settings))
+
+
+def resize(adapters: str = "stack", name: str = "x", **settings: Any) -> dict[str, Any]:
+    given = {"rank": 4, "energy": 0.0, "frobenius": 0.0, "save_format": "fp16", **settings}
+    return node("LoomResizeAdapter", adapters=[adapters, 0], name=name, **given)
 
 
 def drawn(graph: dict[str, Any], name: str, model: list[Any], clip: list[Any]) -> None:
@@ -270,15 +280,14 @@ def test_a_dora_needs_its_base(server: Server, loras: Path, places: dict[str, Pl
 
 
 def test_resizing_to_the_rank_that_is_there_changes_nothing_and_weights_are_folded(server: Server, loras: Path) -> None:
-    resize = {"rank": 8, "energy": 0.0, "frobenius": 0.0, "save_format": "fp16"}
     one, half = ({"name": "part_a.safetensors", "model": weight, "clip": 1.0} for weight in (1.0, 0.5))
     outputs = server.run(
         {
             "one": rows(one),
             "half": rows(half),
-            "same": node("LoomResizeAdapter", adapters=["one", 0], name="made_same", **resize),
-            "halved": node("LoomResizeAdapter", adapters=["half", 0], name="made_halved", **resize),
-            "small": node("LoomResizeAdapter", adapters=["one", 0], name="made_small", **(resize | {"rank": 4})),
+            "same": resize("one", "made_same", rank=8),
+            "halved": resize("half", "made_halved", rank=8),
+            "small": resize("one", "made_small"),
         }
     )
     part = read_adapter(loras / "part_a.safetensors")
@@ -301,7 +310,15 @@ def test_resizing_to_the_rank_that_is_there_changes_nothing_and_weights_are_fold
         (merge("x", method="concatenate", rank=8, seed=1), "does not use rank (to 0) and seed (to 0)"),
         (merge("../x"), "is not a plain file name"),
         (merge("strangers"), "was not made by LoRA Loom"),
-        (node("LoomResizeAdapter", adapters=["stack", 0], name="x", rank=0, energy=0.0, frobenius=0.0, save_format="fp16"), "how much to keep"),
+        (merge("made_trained"), "models/loras/made_trained.safetensors exists and is a training's adapter: choose another name"),
+        (merge("made_saved"), "models/loras/made_saved.safetensors exists and was made by LoomSaveAdapter: choose another name"),
+        (resize(name="made_own"), "was made by LoomMergeAdapters"),
+        (merge("x", method="average"), "method: there is no 'average': choose one of concatenate, svd,"),
+        (merge("x", method="dare", dare_variant="mean"), "dare_variant: there is no 'mean': choose one of linear, ties."),
+        (merge("x", save_format="fp8"), "save_format: there is no 'fp8': choose one of fp16, bf16, fp32."),
+        (resize(rank=0), "how much to keep"),
+        (resize(save_format="fp8"), "choose one of fp16, bf16, fp32."),
+        (node("LoomBakeCheckpoint", checkpoint=BASE, adapters=["stack", 0], name="x", dtype="fp8"), "choose one of as the file, fp16, fp32."),
         (extract(tuned=BASE), "there is no difference"),
         (extract(tuned=BASE, rank=0), "how much to keep"),
         (extract(tuned="no.safetensors"), "not in ComfyUI's checkpoints"),
@@ -323,7 +340,7 @@ def test_what_makes_no_sense_is_refused_when_it_is_queued(server: Server, loras:
         ([STACK[0], {"name": "part_xl.safetensors"}], merge("x"), "part_a.safetensors was made for SD 1.x and part_xl.safetensors for SDXL"),
         ([{**STACK[0], "start": 0.5}], merge("x"), "row 1 (part_a.safetensors) has a schedule"),
         ([{**STACK[0], "on": False}], merge("x"), "no row of the stack is on"),
-        (STACK, node("LoomResizeAdapter", adapters=["stack", 0], name="x", rank=4, energy=0.0, frobenius=0.0, save_format="fp16"), "2 rows"),
+        (STACK, resize(), "2 rows"),
         ([{"name": "made_own.safetensors"}], merge("made_own"), "is one of the files that this is made of"),
         (
             [{"name": "part_xl.safetensors"}],
@@ -335,6 +352,5 @@ def test_what_makes_no_sense_is_refused_when_it_is_queued(server: Server, loras:
 def test_a_stack_that_cannot_become_one_file_is_refused(
     server: Server, loras: Path, adapters: list[dict[str, Any]], made: dict[str, Any], says: str
 ) -> None:
-    write(loras / "made_own.safetensors", {"lora_unet_conv_in": random_layer((320, 4, 3, 3), 1, 1.0, 0)}, {"lora_loom.made_by": "{}"})
     assert says in server.fail({"stack": rows(*adapters), "made": made})
     assert not (loras / "x.safetensors").exists()

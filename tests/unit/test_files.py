@@ -97,6 +97,7 @@ def test_truncation_is_found_in_the_data_and_in_the_header(tmp_path: Path) -> No
         b'{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, "4"]}}',
         b'{"__metadata__": null}',
         b'{"__metadata__": [1]}',
+        b"[" * 200_000,
     ],
 )
 def test_a_nonsense_header(tmp_path: Path, header: bytes) -> None:

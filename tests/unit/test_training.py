@@ -13,6 +13,7 @@ from workshop import STEPS, Workshop, output, told
 
 from trainer.events import Checkpoint, Data, Sample, Started, Warned
 from trainer.history import History
+from trainer.spec import steps_of
 
 
 def close(story: History, other: History, tolerance: float = 1e-4) -> bool:
@@ -48,6 +49,15 @@ def test_a_second_training_encodes_nothing_and_ends_the_same(workshop: Workshop,
     third, mended = workshop.train("shapes once more", **settings)
     assert mended.data.pictures_encoded + mended.data.captions_encoded == 1
     assert output(first).read_bytes() == output(third).read_bytes()
+
+
+def test_adapters_of_single_steps_are_those_of_shorter_trainings(workshop: Workshop) -> None:
+    folder, _ = workshop.train("stepped", checkpointing={"adapter_every_steps": 5})
+    files = steps_of(output(folder))
+    assert list(files) == [5, 10]
+    short, _ = workshop.train("five", steps=5)
+    here, there = load_file(files[5]), load_file(output(short))
+    assert here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
 
 
 def test_encoding_that_is_killed_goes_on(workshop: Workshop) -> None:

@@ -72,7 +72,7 @@ def read_header(path: Path) -> Header:
         metadata = {str(key): str(value) for key, value in dict(content.pop("__metadata__", {})).items()}
         tensors = {name: TensorEntry(entry["dtype"], tuple(entry["shape"])) for name, entry in content.items()}
         end = max((operator.index(entry["data_offsets"][1]) for entry in content.values()), default=0)
-    except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise FileError(f"{path.name} is not a .safetensors file: its header is not the JSON that the format asks for.") from error
     if size < 8 + length + end:
         raise FileError(

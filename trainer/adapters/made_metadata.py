@@ -14,7 +14,9 @@ from .stack import trigger_words
 
 MADE_BY = "lora_loom.made_by"
 """JSON: the node, its settings, and the files that it read, by name and sha256."""
-_OURS = ("lora_loom.spec", MADE_BY)
+TRAINING = "LoomTrainLoRA"
+"""The node whose files hold the entry _SPEC instead."""
+_SPEC = "lora_loom.spec"
 # What holds for the new file if it holds for all that it was made of.
 _SHARED = (
     *("ss_base_model_version", "ss_sd_model_name", "ss_clip_skip", "ss_resolution"),
@@ -24,7 +26,19 @@ _SHARED = (
 
 def is_ours(metadata: Mapping[str, str]) -> bool:
     """Whether LoRA Loom wrote the file."""
-    return any(key in metadata for key in _OURS)
+    return maker(metadata) is not None
+
+
+def maker(metadata: Mapping[str, str]) -> str | None:
+    """The node that wrote the file: "" if its entry cannot be read, None if it was not LoRA Loom."""
+    if MADE_BY not in metadata:
+        return TRAINING if _SPEC in metadata else None
+    try:
+        told = json.loads(metadata[MADE_BY])
+    except (ValueError, RecursionError):
+        return ""
+    node = told.get("node") if isinstance(told, dict) else None
+    return node if isinstance(node, str) else ""
 
 
 def made_by(node: str, settings: Mapping[str, object], sources: Sequence[Mapping[str, object]]) -> str:
@@ -98,7 +112,7 @@ def _tags(sources: Iterable[Mapping[str, str]]) -> dict[str, dict[str, int]]:
     for source in sources:
         try:
             told = json.loads(source.get("ss_tag_frequency", "{}"))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         for dataset, counts in told.items() if isinstance(told, dict) else ():
             for tag, count in counts.items() if isinstance(counts, dict) else ():

@@ -82,14 +82,17 @@ def read_adapter(path: Path, sha256: str | None = None, *, recorded_hash: bool =
     try:
         with safe_open(path, framework="pt") as file:
 
-            def read(name: str) -> Tensor:
+            def read(name: str, used: bool = True) -> Tensor:
                 # A copy: the library's tensor is the file itself, which may be replaced while the adapter is in use.
                 tensor = file.get_tensor(name).clone()
-                check_values(tensor, name, path.name)
+                if used:
+                    check_values(tensor, name, path.name)
                 return tensor
 
             for key, names in contents.layers.items():
-                layer = {suffix: read(name) for suffix, name in names.items()}
+                # LoKr of two whole factors has no use for alpha, and some programs write 1e10 there.
+                whole = "lokr_w1" in names and "lokr_w2" in names
+                layer = {suffix: read(name, used=not (whole and suffix == "alpha")) for suffix, name in names.items()}
                 layers[key] = _as_comfyui_reads(layer, key, names, contents, scale)
             for name, (embedding, encoder) in contents.bundled.items():
                 embeddings.setdefault(embedding, {})[encoder] = read(name)

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from .files import FileError, Header
 from .layers import Shape
+from .made_metadata import is_ours
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 WHOLE = frozenset({"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"})
-LARGEST = 1e9
+LARGEST = 1e6
 """No training leaves a number above this in an adapter; flipped exponent bits do."""
 _LARGEST_SIDE = 2**40
 _MOST_TENSORS = 100_000  # A LoRA on every layer of the largest models has some thousands.
@@ -61,17 +62,16 @@ def check_values(tensor: Tensor, name: str, file: str) -> None:
 def check_recorded_hash(path: Path, metadata: Mapping[str, str]) -> None:
     """Compare the tensors' bytes with the hash in the file's own metadata, if there is one whose meaning is sure.
 
-    `sshs_model_hash` (kohya's, read by A1111) is the sha256 of everything behind the header. `modelspec.hash_sha256` is that too in LoRA
-    Loom's own files; other programs hash the tensors in another order under that name, so theirs is not looked at. Raises FileError.
+    `sshs_model_hash` (kohya's, read by A1111) is the sha256 of everything behind the header. `modelspec.hash_sha256` is that too in every
+    file that LoRA Loom wrote: a training's, and those that other nodes made of others. Other programs hash the tensors in another order under
+    that name, so theirs is not looked at. Raises FileError.
     """
-    recorded = metadata.get("sshs_model_hash", "")
-    if not recorded and "lora_loom.spec" in metadata:
-        recorded = metadata.get("modelspec.hash_sha256", "")
-    recorded = recorded.lower().removeprefix("0x")
+    key = "modelspec.hash_sha256" if is_ours(metadata) and not metadata.get("sshs_model_hash") else "sshs_model_hash"
+    recorded = metadata.get(key, "").lower().removeprefix("0x")
     if len(recorded) == 64 and payload_sha256(path) != recorded:
         raise FileError(
             f"{path.name} is not as it was made: its tensors do not have the sha256 that its metadata names. It is damaged (download or copy it "
-            "again), or another program changed it and kept the old hash (have that program save it without sshs_model_hash)."
+            f"again), or another program changed it and kept the old hash (have that program save it without {key})."
         )
 
 

@@ -92,7 +92,10 @@ def from_lora_stack(stack: Any) -> tuple[Row, ...]:
 
 
 def to_lora_stack(rows: tuple[Row, ...]) -> list[tuple[str, float, float]]:
-    """Rows as other packs take them; those that are off, and what is no LoRA, are left out."""
+    """Rows as other packs take them, names and weights only: blocks and parts of the steps are lost.
+
+    Rows that are off, embeddings and hypernetworks are left out.
+    """
     return [(row.name, row.model, row.clip) for row in rows if row.on and not row.name.startswith((EMBEDDING, HYPERNETWORK))]
 
 
@@ -103,12 +106,13 @@ def trigger_words(metadata: dict[str, str]) -> list[str]:
         return [phrase]
     try:
         words = json.loads(metadata.get("ss_trained_words", "[]"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     return [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
 
 
 def embedding_words(row: Row) -> str:
-    """What a prompt has to say for an embedding: `embedding:NAME`, with its weight where that is not 1."""
+    """What a prompt has to say for an embedding: `embedding:NAME`, with its weight where that is not 1, and the name's parentheses escaped."""
     stem = row.name.removesuffix(".safetensors").removesuffix(".pt").removesuffix(".bin")
+    stem = stem.replace("(", r"\(").replace(")", r"\)")
     return stem if row.clip == 1 else f"({stem}:{row.clip:g})"
