@@ -10,6 +10,7 @@ import pytest
 from loom_server import PACK, comfyui
 from PIL import Image
 
+pytestmark = pytest.mark.timeout(1500)  # the first test waits for the whole demo
 SIDE = 16  # the mini base's pictures are 16x16 blocks
 
 
