@@ -5,7 +5,6 @@ from typing import Any
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from comfy_api.latest import io
 
-from ..trainer.adapters.blocks import BlockError
 from ..trainer.adapters.hypernetwork import read_hypernetwork
 from ..trainer.adapters.layers import Layer
 from ..trainer.adapters.reading import describe_file
@@ -110,24 +109,21 @@ def _applied(
     in_order = sorted(zip(loaded, matches, strict=True), key=lambda pair: (pair[0].row.name, pair[0].row.model_dump_json()))
     for one, match in in_order:
         beside = 0
-        try:
-            for target, (key, layer) in match.model.items():
-                weight = one.weight(key, text=False)
-                if not weight:
-                    continue
-                if mode == "live" and can_branch(model, target, layer, one.row.scheduled):
-                    branches.append(Branch(one.row, weight, key, layer, target))
-                    beside += 1
-                else:
-                    model_parts.setdefault(target, []).append((weight, layer))
-            for target, (key, layer) in match.clip.items():
-                if weight := one.weight(key, text=True):
-                    clip_parts.setdefault(target, []).append((weight, layer))
-            special += [(model, found, one.weight(key, text=False)) for key, found in comfyui_patches(match.model)]
-            if clip is not None:
-                special += [(clip.patcher, found, one.weight(key, text=True)) for key, found in comfyui_patches(match.clip)]
-        except BlockError as error:
-            raise BlockError(f"{one.row.name}: {error}") from error
+        for target, (key, layer) in match.model.items():
+            weight = one.weight(key, text=False)
+            if not weight:
+                continue
+            if mode == "live" and can_branch(model, target, layer, one.row.scheduled):
+                branches.append(Branch(one.row, weight, key, layer, target))
+                beside += 1
+            else:
+                model_parts.setdefault(target, []).append((weight, layer))
+        for target, (key, layer) in match.clip.items():
+            if weight := one.weight(key, text=True):
+                clip_parts.setdefault(target, []).append((weight, layer))
+        special += [(model, found, one.weight(key, text=False)) for key, found in comfyui_patches(match.model)]
+        if clip is not None:
+            special += [(clip.patcher, found, one.weight(key, text=True)) for key, found in comfyui_patches(match.clip)]
         if mode == "live":
             if one.row.scheduled and beside < len(match.model):
                 raise MatchError(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from comfy.model_patcher import get_key_weight
 
-from ..trainer.adapters.blocks import BlockError, block_of, parse_block_weights
+from ..trainer.adapters.blocks import block_of
 from ..trainer.adapters.delta import changes_weight, needs_base
 from ..trainer.adapters.family import STABLE_DIFFUSION
 from ..trainer.adapters.layer_tensors import naming
@@ -43,15 +43,7 @@ def parts_of(rows: Sequence[Row], node: str) -> list[Part]:
 
 def merge_weight(part: Part) -> Weight:
     """The row's weights. Raises BlockError that names the row's file."""
-    blocks: dict[str, float] = {}
-    if part.row.blocks:
-        try:
-            if part.adapter.family is None:
-                raise BlockError("the family of the adapter cannot be told, and so not its blocks: leave them empty.")
-            blocks = parse_block_weights(part.row.blocks, part.adapter.family)
-        except BlockError as error:
-            raise BlockError(f"{part.row.name}: {error}") from error
-    return Weight(unet=part.row.model, text_encoder=part.row.clip, blocks=blocks)
+    return Weight(unet=part.row.model, text_encoder=part.row.clip, blocks=part.blocks)
 
 
 def common_family(parts: Sequence[Part]) -> str | None:

@@ -1,6 +1,7 @@
 """The files that the rows of a stack name, read once and kept while a node uses them."""
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,22 @@ class Loaded:
     row: Row
     adapter: Adapter
 
-    def weight(self, key: str, text: bool) -> float:
-        """The row's weight for a layer, without its schedule. Raises BlockError."""
-        weight = self.row.clip if text else self.row.model
+    @cached_property
+    def blocks(self) -> dict[str, float]:
+        """The row's weights by block; none if it has none. Raises BlockError that names the row's file."""
         if not self.row.blocks:
-            return weight
+            return {}
         if self.adapter.family is None:
-            raise BlockError("the family of the adapter cannot be told, and so not its blocks: leave them empty.")
-        return weight * parse_block_weights(self.row.blocks, self.adapter.family).get(block_of(key, self.adapter.family) or "", 1.0)
+            raise BlockError(f"{self.row.name}: the family of the adapter cannot be told, and so not its blocks: leave them empty.")
+        try:
+            return parse_block_weights(self.row.blocks, self.adapter.family)
+        except BlockError as error:
+            raise BlockError(f"{self.row.name}: {error}") from error
+
+    def weight(self, key: str, text: bool) -> float:
+        """The row's weight for a layer, without its schedule. Raises BlockError that names the row's file."""
+        weight = self.row.clip if text else self.row.model
+        return weight * self.blocks.get(block_of(key, self.adapter.family) or "", 1.0) if self.blocks else weight
 
 
 def row_files(rows: Sequence[Row]) -> list[Path | None]:

@@ -41,7 +41,7 @@ def main(files: list[Path]) -> None:
 
     unloaded: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: unloaded.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: unloaded.append(record.getMessage())
     logging.getLogger().addHandler(handler)
     told: dict[str, Any] = {}
     for file in files:

@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from adapter_models import randomise, tiny_unet
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -25,32 +25,10 @@ KINDS = {
 every_kind = pytest.mark.parametrize("network", KINDS.values(), ids=KINDS.keys())
 
 
-def tiny_unet() -> UNet2DConditionModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(32, 64),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=32,
-            attention_head_dim=4,
-            norm_num_groups=8,
-        )
-    return unet.requires_grad_(False).eval()
-
-
 def predict(unet: nn.Module) -> Tensor:
     numbers = torch.Generator().manual_seed(1)
     noisy, text = torch.randn(1, 4, 8, 8, generator=numbers), torch.randn(1, 5, 32, generator=numbers)
     return unet(noisy, torch.tensor([500]), encoder_hidden_states=text, return_dict=False)[0]
-
-
-def randomise(parameters: list[nn.Parameter]) -> None:
-    numbers = torch.Generator().manual_seed(2)
-    for parameter in parameters:
-        parameter.data = parameter.data + torch.randn(parameter.shape, generator=numbers) * 0.2
 
 
 def names_of(kind: type[nn.Module]) -> set[str]:

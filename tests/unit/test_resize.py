@@ -1,4 +1,6 @@
 """Singular values of products and of matrices, and resizing an adapter by rank, energy or Frobenius share."""
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -16,7 +18,13 @@ from trainer.adapters.lowrank import (
     truncate_factors,
     truncate_matrix,
 )
-from trainer.adapters.resize import resize
+from trainer.adapters.merge import Svd, merge
+from trainer.adapters.merge_report import MergeResult
+
+
+def resize(layers: Any, truncation: Truncation, **settings: Any) -> MergeResult:
+    """As Resize Adapter does it: the nearest LoRA to one adapter."""
+    return merge([layers], [1.0], Svd(**truncation.model_dump()), **settings)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -127,7 +135,7 @@ def test_a_smaller_rank_costs_exactly_the_dropped_singular_values() -> None:
         assert float((delta(result.layers[report.key], dtype=torch.float64).flatten(1) - exact).norm()) == pytest.approx(report.error, rel=1e-9)
         assert report.error == pytest.approx(float(values[report.rank_out :].norm()), rel=1e-4, abs=1e-5)
     assert result.layers["convolution"]["lora_down.weight"].shape == (4, 8, 3, 3)
-    assert result.report.text().startswith("resize: 3 layers, rank 2 to 4, saved as fp32")
+    assert result.report.text().startswith("svd of 1 adapter: 3 layers, rank 2 to 4, saved as fp32")
 
 
 def test_a_share_of_the_norm_is_the_root_of_a_share_of_the_energy() -> None:
