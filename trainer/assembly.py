@@ -1,7 +1,6 @@
-"""The models of a LoRA training: the base as the hardware options want it, with the adapter's layers in it."""
+"""The models of a training: the base as the hardware options want it, with what the method trains in it."""
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +11,9 @@ from torch import nn
 from .data.texts import LiveTexts, Texts
 from .families.protocol import Family
 from .fp8 import store_in_fp8
-from .methods import lora
-from .methods.start import take_over
+from .methods.protocol import Method
 from .optim import build
-from .spec import TrainLoRASpec
+from .spec import TrainingSpec, TrainLoRASpec
 from .typed import SpecError
 
 _REPEATED = ("BasicTransformerBlock", "ResnetBlock2D")
@@ -24,68 +22,58 @@ _PROGRAMS = 256
 
 @dataclass(frozen=True)
 class Models:
-    """`unet` and `encoders` train (wrapped where several processes do); `adapted` are the same bare; `parameters` are the adapter's, those of the
-    UNet first. `rates`: for each of the optimiser's groups, its learning rate over the UNet's.
+    """`unet` and `encoders` are what a step runs, wrapped as accelerate wants them; `bare_unet` is the UNet for what one process does alone.
+    `prepared`: those of them that train. `parameters`: what trains, and `rates` the learning rate of each of the optimiser's groups.
     """
 
     unet: nn.Module
+    bare_unet: nn.Module
     encoders: Sequence[nn.Module]
-    adapted: tuple[lora.Adapted, ...]
+    prepared: Sequence[nn.Module]
     parameters: list[nn.Parameter]
     rates: list[float]
     optimizer: AcceleratedOptimizer
 
-    @property
-    def bare_unet(self) -> nn.Module:
-        """The UNet for what one process does alone."""
-        return self.adapted[0].model
-
-    @property
-    def trained(self) -> list[nn.Module]:
-        """All models that have layers of the adapter."""
-        return [self.unet, *self.encoders]
+    def train(self, on: bool) -> None:
+        """Put all models into training mode, or out of it."""
+        for model in (self.unet, *self.encoders):
+            model.train(on)
 
 
-def assemble(spec: TrainLoRASpec, family: Family, accelerator: Accelerator, weights: torch.dtype, texts: Texts) -> Models:
-    """Load the UNet, add the adapter to it (and to the text encoders of `texts` where they are trained), and build the optimiser.
+def assemble(spec: TrainingSpec, method: Method, family: Family, accelerator: Accelerator, weights: torch.dtype, texts: Texts) -> Models:
+    """Load the UNet, make what `method` trains trainable in it and in the text encoders of `texts`, and build the optimiser.
 
-    `weights`: the number format of the frozen base. Raises SpecError as what it calls does.
+    `weights`: the number format of what stays as it is. Raises SpecError as what it calls does.
     """
-    unet: Any = family.load_unet(weights, accelerator.device)
+    unet_format, _ = method.formats(weights)
+    unet: Any = family.load_unet(unet_format, accelerator.device)
     hardware = spec.hardware
     if hardware.channels_last:
         unet.to(memory_format=torch.channels_last)
     if hardware.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    parameters = lora.inject(unet, spec.network, spec.seed)
+    live = texts if isinstance(texts, LiveTexts) and method.trains_text else None
+    parts, groups = method.set_up(unet, live.parts if live else [])
     if hardware.base_format == "fp8":
         store_in_fp8(unet)
-    adapted = [lora.Adapted("lora_unet", unet)]
-    groups: list[dict[str, Any]] = [{"params": parameters, "lr": spec.learning_rate}]
-    parts = texts.parts if isinstance(texts, LiveTexts) and spec.text.learning_rate else []
-    for number, (part, prefix) in enumerate(zip(parts, family.text_keys if parts else (), strict=True)):
-        groups.append({"params": lora.inject_text(part.encoder, spec.network, spec.seed, number), "lr": spec.text.learning_rate})
-        adapted.append(lora.Adapted(prefix, part.encoder))
-    if spec.network.start_from:
-        take_over(adapted, spec.network, Path(spec.network.start_from.path))
     if hardware.compile:
         compile_blocks(unet)
-    optimizer = build(spec.optimizer, groups, spec.learning_rate)
-    unet, *encoders, optimizer = accelerator.prepare(unet, *(part.encoder for part in parts), optimizer)
-    if isinstance(texts, LiveTexts) and parts:
-        texts.parts = [replace(part, encoder=encoder) for part, encoder in zip(parts, encoders, strict=True)]
-    trained = [parameter for group in groups for parameter in group["params"]]
-    rates = [group["lr"] / spec.learning_rate for group in groups]
-    return Models(unet, encoders, tuple(adapted), trained, rates, optimizer)
+    optimizer = build(spec.optimizer, [{"params": group.parameters, "lr": group.learning_rate} for group in groups], groups[0].learning_rate)
+    # What does not train gets autocast alone: there is nothing in it that processes would have to agree on.
+    wrapped = [
+        accelerator.prepare(model) if trains else accelerator.prepare_model(model, evaluation_mode=True)
+        for model, trains in [(unet, method.trains_unet), *((part.encoder, _trains(part.encoder)) for part in parts)]
+    ]
+    trained = [one for one in wrapped if _trains(one)]
+    if live:
+        live.parts = [replace(part, encoder=encoder) for part, encoder in zip(parts, wrapped[1:], strict=True)]
+    parameters = [parameter for group in groups for parameter in group.parameters]
+    rates = [group.learning_rate for group in groups]
+    return Models(wrapped[0], unet, wrapped[1:], trained, parameters, rates, accelerator.prepare(optimizer))
 
 
-def trained_numbers(spec: TrainLoRASpec, family: Family) -> int:
-    """How many numbers the training will train, told from empty models. Raises SpecError as `assemble` does for the network."""
-    parameters = lora.inject(family.empty_unet(), spec.network, spec.seed)
-    if spec.text.learning_rate:
-        for number, encoder in enumerate(family.empty_text_encoders()):
-            parameters += lora.inject_text(encoder, spec.network, spec.seed, number)
-    return sum(parameter.numel() for parameter in parameters)
+def _trains(model: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in model.parameters())
 
 
 def compile_blocks(unet: nn.Module, **options: Any) -> None:
@@ -101,9 +89,9 @@ def compile_blocks(unet: nn.Module, **options: Any) -> None:
             module.compile(**options)
 
 
-def check_hardware(spec: TrainLoRASpec) -> None:
-    """Raise SpecError where hardware options do not go with the network, or with this torch."""
+def check_hardware(spec: TrainingSpec) -> None:
+    """Raise SpecError where hardware options do not go with the method, or with this torch."""
     if spec.hardware.compile and not hasattr(torch.compiler, "set_stance"):
         raise SpecError(f"compile needs torch 2.6 or newer, and torch is {torch.__version__}: turn it off.")
-    if spec.hardware.base_format == "fp8" and spec.network.decompose:
+    if spec.hardware.base_format == "fp8" and isinstance(spec, TrainLoRASpec) and spec.network.decompose:
         raise SpecError("base_format fp8 does not work with decompose (DoRA computes with the base's weights): turn one of them off.")

@@ -67,7 +67,7 @@ def save_state(
     keep: int = 2,
     best: Best | None = None,
 ) -> Path:
-    """Save; gives the folder. Older states than the newest `keep` are removed after the new one is in place, but for that of `best`."""
+    """Save; gives the folder. Older states than the newest `keep`, but for this one and that of `best`, are removed after it is in place."""
     states = run / "state"
     final = states / f"{_PREFIX}{step:08d}"
     temporary = states / f".{final.name}.tmp"
@@ -75,7 +75,7 @@ def save_state(
         shutil.rmtree(left_by_a_kill, ignore_errors=True)
     temporary.mkdir(parents=True)
     tensors, numbers = state_tensors(optimizer)
-    files = {"adapter.safetensors": parameters, "optimizer.safetensors": tensors}
+    files = {"weights.safetensors": parameters, "optimizer.safetensors": tensors}
     if ema is not None:
         files["ema.safetensors"] = dict(zip(parameters, ema.tensors(), strict=True))
     sums = {name: write_safetensors(temporary / name, content) for name, content in files.items()}
@@ -85,10 +85,15 @@ def save_state(
     _put_in_place(temporary, final)
     _sync(states)
     others = [folder for folder in _folders(run) if folder != final]
-    for old in others[: -(keep - 1) or None]:
+    for old in others[: -max(keep - 1, 0) or None]:
         if best is None or step_of(old) != best.step:
             shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def remove_states(run: Path) -> None:
+    """Remove all states of a run that nobody goes on with."""
+    shutil.rmtree(run / "state", ignore_errors=True)
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
@@ -139,7 +144,7 @@ def load_state(
     """Copy a state into `parameters` (in place), `optimizer`, `scaler` and `ema`. Raises StateError if it does not fit."""
     folder = Path(state.folder)
     manifest = _checked(folder)
-    saved = load_file(folder / "adapter.safetensors")
+    saved = load_file(folder / "weights.safetensors")
     if saved.keys() != parameters.keys():
         raise StateError(f"{folder.name} belongs to a network with other layers")
     for name, tensor in parameters.items():

@@ -15,11 +15,11 @@ from .families.protocol import Family
 from .objective import prediction_kind
 from .options import Sampling
 from .sampling import Sampler, save_png
-from .spec import TrainLoRASpec
+from .spec import TrainingSpec
 
 
 def draw_class_images(
-    spec: TrainLoRASpec,
+    spec: TrainingSpec,
     family: Family,
     preparation: Preparation,
     accelerator: Accelerator,

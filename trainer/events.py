@@ -27,7 +27,7 @@ class _Event(Model):
 
 
 class Started(_Event):
-    """The process is up. `resumed_from` is the step whose state is continued, 0 for a new run."""
+    """The process is up. `resumed_from` is the step whose state is continued, 0 for a new run; `parameters`: how many numbers train."""
 
     event: Literal["started"] = "started"
     run: str
@@ -35,6 +35,7 @@ class Started(_Event):
     task: str
     total_steps: int
     resumed_from: int = 0
+    parameters: int = 0
 
 
 class Phase(_Event):

@@ -12,7 +12,7 @@ from .families.detect import FamilyError, check_vae, describe_checkpoint
 from .hidden import hidden
 from .launch import is_first, is_launched, launch
 from .optim import check
-from .spec import CaptionSpec, TrainLoRASpec, read_spec
+from .spec import CaptionSpec, TrainingSpec, read_spec
 from .typed import SpecError
 
 SPEC_FILE, EVENTS_FILE = "spec.json", "events.jsonl"
@@ -24,13 +24,13 @@ def run_job(folder: Path) -> ExitCode:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
         spec = read_spec(folder / SPEC_FILE)
-        if isinstance(spec, TrainLoRASpec) and spec.hardware.processes > 1 and not is_launched():
+        if isinstance(spec, TrainingSpec) and spec.hardware.processes > 1 and not is_launched():
             _check(spec)
             # Commands are for the process that trains: this one must not read them.
             return launch(spec, folder, folder / EVENTS_FILE, channel.stdout)
         channel.listen()
         channel.emit(Phase(name="starting"))
-        stopped = _train(spec, folder, channel) if isinstance(spec, TrainLoRASpec) else _caption(spec, folder, channel)
+        stopped = _train(spec, folder, channel) if isinstance(spec, TrainingSpec) else _caption(spec, folder, channel)
         # A launcher takes every code but 0 for a crash; ours tells a stop from the events.
         return ExitCode.STOPPED if stopped and not is_launched() else ExitCode.FINISHED
     except (SpecError, FamilyError) as error:
@@ -42,7 +42,7 @@ def run_job(folder: Path) -> ExitCode:
         return ExitCode.FAILED
 
 
-def _check(spec: TrainLoRASpec) -> None:
+def _check(spec: TrainingSpec) -> None:
     """What can be told at once."""
     try:
         describe_checkpoint(Path(spec.base.checkpoint))
@@ -53,14 +53,14 @@ def _check(spec: TrainLoRASpec) -> None:
     check(spec.optimizer)
 
 
-def _train(spec: TrainLoRASpec, folder: Path, channel: Channel) -> bool:
+def _train(spec: TrainingSpec, folder: Path, channel: Channel) -> bool:
     _check(spec)
     # Seconds of imports: after the checks, so that a wrong spec is answered at once.
     channel.emit(Phase(name="loading libraries"))
     with hidden("bitsandbytes", "scipy"):
-        from .training import LoRATraining
+        from .training import Training
 
-        training = LoRATraining(spec, folder, channel)
+        training = Training(spec, folder, channel)
     return training.run()
 
 

@@ -13,7 +13,7 @@ import torch
 
 from .events import Event, ExitCode, Finished
 from .history import read_events
-from .spec import TrainLoRASpec
+from .spec import TrainingSpec
 from .typed import SpecError
 
 _PACK = Path(__file__).resolve().parent.parent
@@ -29,7 +29,7 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def launch(spec: TrainLoRASpec, folder: Path, events: Path, stdout: int) -> ExitCode:
+def launch(spec: TrainingSpec, folder: Path, events: Path, stdout: int) -> ExitCode:
     """Train `folder` in the spec's number of processes, and give how it ended. `stdout`: the descriptor that events go to.
 
     Raises SpecError where there are fewer GPUs than processes.

@@ -60,9 +60,9 @@ class _Outcome:
 class Loop:
     """One run's loop. `run` goes on from `position` until `total` steps are taken or `should_stop` says so.
 
-    `loss_of(n)` is the loss of batch n, `names_of(n)` its file names; `learning_rate(step)` that of the step after `step` steps. A step
-    whose loss or gradient is not finite is not taken. `due(step)` says whether `after_step(step)` has anything to do: only then does a GPU
-    have to be waited for. `rates`: what each of the optimiser's groups multiplies the learning rate by. `models`: those that train.
+    `loss_of(n)` is the loss of batch n, `names_of(n)` its file names. A step whose loss or gradient is not finite is not taken. `due(step)` says
+    whether `after_step(step)` has anything to do: only then does a GPU have to be waited for. `rates`: the learning rates of the optimiser's
+    groups, which `factor(step)` multiplies at the step after `step` steps. `models`: those that train.
     Several processes of one training take the same steps: what the first one is asked to do (`should_stop`, `due`) all of them do.
     """
 
@@ -73,7 +73,7 @@ class Loop:
     rates: Sequence[float]
     optimizer: AcceleratedOptimizer
     accelerator: Accelerator
-    learning_rate: Callable[[int], float]
+    factor: Callable[[int], float]
     emit: Callable[[Event], None]
     should_stop: Callable[[], bool]
     due: Callable[[int], bool]
@@ -140,9 +140,9 @@ class Loop:
 
     def _step(self) -> None:
         first = self.position.draws
-        rate = self.learning_rate(self.position.step + len(self._pending))
-        for group, ratio in zip(self._inner.param_groups, self.rates, strict=True):
-            group["lr"] = rate * ratio
+        factor = self.factor(self.position.step + len(self._pending))
+        for group, rate in zip(self._inner.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
         losses = []
         for number in range(first, first + self.gradient_accumulation_steps):
             with contextlib.ExitStack() as stack:
@@ -209,7 +209,7 @@ class Loop:
                 step=self.position.step,
                 total=self.total,
                 losses=losses,
-                learning_rate=self.learning_rate(self.position.step - 1),
+                learning_rate=self.rates[0] * self.factor(self.position.step - 1),
                 elapsed_seconds=elapsed,
                 steps_per_second=self._steps_timed / elapsed if elapsed > 0 else 0.0,
                 skipped_steps=self.position.draws // self.gradient_accumulation_steps - self.position.step,

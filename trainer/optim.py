@@ -30,6 +30,8 @@ _ENTRIES: dict[OptimizerName, _Entry] = {
     # Fused: one kernel for all tensors, and a bad step is left out without a wait for the device. https://arxiv.org/abs/1711.05101
     "adamw": _Entry("torch.optim", "AdamW", defaults={**_ADAM, "fused": True}),
     "adamw8bit": _Entry("bitsandbytes.optim", "AdamW8bit", "bitsandbytes", _ADAM),  # https://arxiv.org/abs/2110.02861
+    # The state moves to the machine's memory where the GPU's is short. https://arxiv.org/abs/2305.14314, section 3
+    "paged_adamw8bit": _Entry("bitsandbytes.optim", "PagedAdamW8bit", "bitsandbytes", _ADAM),
     # Its own relative step and scaling would leave learning_rate and schedule without effect. https://arxiv.org/abs/1804.04235
     "adafactor": _Entry("transformers", "Adafactor", defaults={"relative_step": False, "scale_parameter": False}),
     "lion": _Entry("lion_pytorch", "Lion", "lion-pytorch"),  # https://arxiv.org/abs/2302.06675

@@ -11,7 +11,8 @@ NetworkKind = Literal["lora", "loha", "lokr"]
 Targets = Literal["attention", "attention+ff", "transformer", "all linear", "transformer+conv"]
 SaveFormat = Literal["fp16", "bf16", "fp32"]
 OptimizerName = Literal[
-    "adamw", "adamw8bit", "adafactor", "lion", "prodigy", "adamw_schedule_free", "came", "sgd", "radam", "nadam", "rmsprop", "adagrad"
+    "adamw", "adamw8bit", "paged_adamw8bit", "adafactor", "lion", "prodigy", "adamw_schedule_free", "came", "sgd", "radam", "nadam",
+    "rmsprop", "adagrad",
 ]
 Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "piecewise_constant"]
 PredictionKind = Literal["epsilon", "v"]
@@ -19,8 +20,12 @@ Prediction = Literal["auto", "epsilon", "v"]
 Weighting = Literal["none", "min_snr", "debiased"]
 Loss = Literal["l2", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
+EmaDevice = Literal["with the weights", "cpu"]
 BaseFormat = Literal["as precision", "fp8"]
 TimestepDistribution = Literal["uniform", "logit_normal"]
+
+
+PLACEHOLDER = re.compile(r"[^\s(),:\\]{1,64}")
 
 
 class AdapterFile(Model):
@@ -100,7 +105,8 @@ class OptimizerOptions(Model):
     `arguments`: keyword arguments of the optimiser's own class beside the learning rate, e.g. (("weight_decay", 0.01), ("betas",
     (0.9, 0.99))). `warmup`: steps from 1 on, a share of all steps below. `cycles`: of cosine_with_restarts; `power`: of polynomial.
     `step_rules`: of piecewise_constant, as diffusers writes them: "1:100,0.1:200,0.01" is 1 up to step 100, 0.1 up to step 200, then 0.01.
-    `max_grad_norm` 0: no clipping. `ema_decay` 0: no EMA.
+    `max_grad_norm` 0: no clipping. `ema_decay` 0: no EMA; `ema_device`: where the average is kept. `save_average`: the file gets the average where
+    there is one; otherwise the last weights, and the average stays in the states.
     """
 
     name: OptimizerName = "adamw"
@@ -113,6 +119,8 @@ class OptimizerOptions(Model):
     max_grad_norm: float = Field(default=1.0, ge=0)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     step_rules: str = Field(default="", max_length=10_000)
+    ema_device: EmaDevice = "with the weights"
+    save_average: bool = True
 
     @model_validator(mode="after")
     def _has_its_rules(self) -> "OptimizerOptions":
@@ -193,11 +201,36 @@ class TextOptions(Model):
         return self.max_tokens // 75
 
 
+class NewWord(Model):
+    """A word that the base does not know, which stands for vectors that are trained (textual inversion, https://arxiv.org/abs/2208.01618).
+
+    `placeholder`: the word as captions and prompts write it. `initializer`: words of the base whose vectors the new ones begin with, in turn;
+    without any they are drawn from the spread of all words.
+    """
+
+    placeholder: str
+    initializer: str = ""
+    vectors: int = Field(default=1, ge=1, le=75)
+
+    @field_validator("placeholder")
+    @classmethod
+    def _one_word(cls, placeholder: str) -> str:
+        if not PLACEHOLDER.fullmatch(placeholder):
+            raise ValueError(f"the placeholder {placeholder!r} is not one word of up to 64 characters without spaces and without , : ( ) \\")
+        return placeholder
+
+
+class PivotalWord(NewWord):
+    """A new word that is trained along with a LoRA, at a `learning_rate` of its own (pivotal tuning, https://arxiv.org/abs/2106.05744)."""
+
+    learning_rate: float = Field(default=1e-3, gt=0, le=10)
+
+
 class Prior(Model):
     """Prior preservation (https://arxiv.org/abs/2208.12242, section 3.2): at each step, as many pictures of the class as of the subject.
 
-    `weight` is that of their loss (prior_loss_weight). Where the class dataset has fewer than `num_class_images` pictures, the base draws the rest
-    from `class_prompt` before it is trained; without a prompt none are drawn.
+    `weight` is that of their loss (prior_loss_weight); with 0 no picture of the class is looked at. Where the class dataset has fewer than
+    `num_class_images` pictures, the base draws the rest from `class_prompt` before it is trained; without a prompt none are drawn.
     """
 
     weight: float = Field(default=1.0, ge=0, le=100)
@@ -231,15 +264,15 @@ class StateOfRun(Model):
 class Checkpointing(Model):
     """When a state is saved (0: never on that account), how many states are kept, and how often the held-out pictures are looked at.
 
-    A state is always saved at the end and at a stop; validation always comes before the first step and after the last. `keep_best`: the state
-    with the lowest validation loss is kept as well, and `adapter` best takes the weights from it. `start`: where a new run goes on from.
-    `tensorboard`: losses and pictures are written for it too. `adapter_every_steps`: an adapter of every so many steps is saved beside the last
-    one (0: none), see `spec.step_output`.
+    A state is always saved at the end and at a stop; with `keep_last` 0 none is left once the training has finished. Validation always comes
+    before the first step and after the last. `keep_best`: the state with the lowest validation loss is kept as well, and `adapter` best takes the
+    weights from it. `start`: where a new run goes on from. `tensorboard`: losses and pictures are written for it too. `adapter_every_steps`: what
+    a training gives is also saved every so many steps beside the last one (0: not), see `spec.step_output`.
     """
 
     every_steps: int = Field(default=500, ge=0)
     every_minutes: float = Field(default=0.0, ge=0, le=10_000)
-    keep_last: int = Field(default=2, ge=1, le=1000)
+    keep_last: int = Field(default=2, ge=0, le=1000)
     validate_every_steps: int = Field(default=0, ge=0)
     keep_best: bool = False
     adapter: Literal["last", "best"] = "last"
@@ -269,6 +302,7 @@ class Options(Model):
     objective: Objective | None = None
     text: TextOptions | None = None
     prior: Prior | None = None
+    word: PivotalWord | None = None
     sampling: Sampling | None = None
     checkpointing: Checkpointing | None = None
     hardware: Hardware | None = None

@@ -7,8 +7,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
+from .options import SaveFormat
 from .spec import Precision
 from .typed import SpecError
+
+SAVE_FORMATS: dict[SaveFormat, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+"""Number formats of files."""
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,31 @@
 """What a run is asked to do, as typed data.
 
-A run folder holds one `spec.json`: either a `TrainLoRASpec` or a `CaptionSpec`, told apart by `task`. Everything that changes the
-result of the run is in it, so the same spec gives the same result; nothing in it is looked up later by name.
+A run folder holds one `spec.json`: that of a training or a `CaptionSpec`, told apart by `task`. Everything that changes the result of the run is
+in it, so the same spec gives the same result; nothing in it is looked up later by name.
 """
 import hashlib
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from .dataset import Dataset, DatasetImage
-from .options import Checkpointing, Hardware, Network, Objective, OptimizerOptions, Prior, Sampling, TextOptions
+from .options import (
+    Checkpointing,
+    Hardware,
+    Network,
+    NewWord,
+    Objective,
+    OptimizerOptions,
+    PivotalWord,
+    Prior,
+    Sampling,
+    SaveFormat,
+    TextOptions,
+)
 from .typed import Model, SpecError, explain
 
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
@@ -41,15 +54,31 @@ class Base(Model):
     vae_mtime_ns: int | None = None
 
 
-class TrainLoRASpec(Model):
-    """Train a LoRA on `base` with `datasets`; the finished file goes to `output` (absolute).
+@dataclass(frozen=True)
+class Result:
+    """A file that a training makes, and where it goes. `kept`: the run's folder has a copy under this `name`, since a later training of the same
+    name replaces the file itself; not where it is as large as a checkpoint.
+    """
+
+    name: str
+    output: Path
+    kept: bool = True
+
+    @property
+    def copy(self) -> str:
+        """The name of the copy."""
+        return f"{self.name}.safetensors"
+
+
+class TrainingSpec(Model):
+    """What every training is told, whatever its method; the finished file goes to `output` (absolute).
 
     `class_images`: pictures of the class for prior preservation, which `prior` weighs and adds to. `cache`: the folder (absolute) that keeps what
     was encoded for the next training; empty: nothing is kept.
     """
 
     version: Literal[1] = 1
-    task: Literal["train_lora"] = "train_lora"
+    task: str
     name: str
     output: str
     base: Base
@@ -57,7 +86,6 @@ class TrainLoRASpec(Model):
     validation: tuple[Dataset, ...] = ()
     class_images: tuple[Dataset, ...] = ()
     cache: str = ""
-    network: Network = Network()
     steps: int = Field(ge=1, le=1_000_000)
     batch_size: int = Field(default=1, ge=1, le=1024)
     learning_rate: float = Field(default=1e-4, gt=0, le=10)
@@ -71,30 +99,103 @@ class TrainLoRASpec(Model):
     checkpointing: Checkpointing = Checkpointing()
     hardware: Hardware = Hardware()
 
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """The files that this makes, the main one first."""
+        raise NotImplementedError
+
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
         if not NAME_PATTERN.fullmatch(name) or name.endswith((".", " ")):
-            raise ValueError(
-                f"the adapter name {name!r} is not a plain file name: use letters, digits, spaces and . _ + - (at most 100)"
-            )
+            raise ValueError(f"the name {name!r} is not a plain file name: use letters, digits, spaces and . _ + - (at most 100)")
         return name
 
-
     @model_validator(mode="after")
-    def _has_a_best(self) -> "TrainLoRASpec":
+    def _has_a_best(self) -> Self:
         if not self.validation and (self.checkpointing.keep_best or self.checkpointing.adapter == "best"):
             raise ValueError("the best state is that with the lowest validation loss, and there is no validation dataset: connect one")
         return self
 
     @model_validator(mode="after")
-    def _has_a_class(self) -> "TrainLoRASpec":
+    def _has_a_class(self) -> Self:
         if self.class_images and not self.prior:
             raise ValueError("there is a class dataset and no prior preservation: chain Prior Preservation to the options")
         if self.prior and not self.class_images and not self.prior.class_prompt:
             raise ValueError(
                 "prior preservation has no pictures: connect a class dataset, or give Prior Preservation a class_prompt to draw them from"
             )
+        subject = {image.sha256 for dataset in self.datasets for image in dataset.images}
+        shared = [image.path for dataset in self.class_images for image in dataset.images if image.sha256 in subject]
+        if shared:
+            raise ValueError(
+                f"{len(shared)} of the class pictures are pictures of the subject too, the first is {Path(shared[0]).name}: the class dataset has to "
+                "show others of its kind. Choose another folder"
+            )
+        return self
+
+
+class TrainLoRASpec(TrainingSpec):
+    """Train a LoRA on `base`. `word`: an embedding that is trained along (pivotal tuning) and goes to `word_output` (absolute)."""
+
+    task: Literal["train_lora"] = "train_lora"
+    network: Network = Network()
+    word: PivotalWord | None = None
+    word_output: str = ""
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """The adapter, and the embedding where there is one."""
+        embedding = (Result("embedding", Path(self.word_output)),) if self.word else ()
+        return (Result("adapter", Path(self.output)), *embedding)
+
+    @model_validator(mode="after")
+    def _has_a_place(self) -> Self:
+        if (self.word is not None) != bool(self.word_output):
+            raise ValueError("word and word_output belong together")
+        return self
+
+
+class FineTuneSpec(TrainingSpec):
+    """Train the UNet itself, and the text encoders where `text` gives them a learning rate; `output` is a whole checkpoint.
+
+    `save_format`: of the UNet, the text encoders and the VAE in it. A learning rate of 0 gives the base back.
+    """
+
+    task: Literal["fine_tune"] = "fine_tune"
+    learning_rate: float = Field(default=1e-5, ge=0, le=10)
+    save_format: SaveFormat = "fp16"
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """The checkpoint."""
+        return (Result("checkpoint", Path(self.output), kept=False),)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.hardware.base_format != "as precision":
+            raise ValueError("base_format fp8 is for a base that stays as it is, and a fine-tune trains it: set it to as precision")
+        return self
+
+
+class TextualInversionSpec(TrainingSpec):
+    """Train the vectors of a new word and nothing else; `output` is an embedding."""
+
+    task: Literal["textual_inversion"] = "textual_inversion"
+    learning_rate: float = Field(default=5e-4, gt=0, le=10)
+    word: NewWord
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """The embedding."""
+        return (Result("embedding", Path(self.output)),)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if re.search(r"[ ,]", self.name):
+            raise ValueError(f"the name {self.name!r} has spaces, and prompts call an embedding by its file's name as one word: write _ for them")
+        if self.text.learning_rate:
+            raise ValueError("textual inversion trains the new word alone: set learning_rate of Text Encoder Options to 0")
         return self
 
 
@@ -115,8 +216,8 @@ class CaptionSpec(Model):
         return [image for image in self.dataset.images if self.mode == "all images" or not image.caption]
 
 
-Spec = Annotated[TrainLoRASpec | CaptionSpec, Field(discriminator="task")]
-_SPEC: TypeAdapter[TrainLoRASpec | CaptionSpec] = TypeAdapter(Spec)
+AnySpec = TrainLoRASpec | FineTuneSpec | TextualInversionSpec | CaptionSpec
+_SPEC: TypeAdapter[AnySpec] = TypeAdapter(Annotated[AnySpec, Field(discriminator="task")])
 
 
 def step_output(output: Path, step: int) -> Path:
@@ -130,7 +231,7 @@ def steps_of(output: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in found if match and path.stem.startswith(output.stem)))
 
 
-def read_spec(path: Path) -> TrainLoRASpec | CaptionSpec:
+def read_spec(path: Path) -> AnySpec:
     """Read `spec.json`.
 
     Raises:
@@ -144,7 +245,7 @@ def read_spec(path: Path) -> TrainLoRASpec | CaptionSpec:
         raise SpecError(f"{path.name}: {explain(error)}") from error
 
 
-def without_folders(spec: TrainLoRASpec | CaptionSpec) -> dict[str, Any]:
+def without_folders(spec: TrainingSpec | CaptionSpec) -> dict[str, Any]:
     """The spec as JSON data in which every path is a file name: where things lie is nobody else's business and changes no result."""
     data: dict[str, Any] = spec.model_dump(mode="json")
     base: dict[str, Any] = data.get("base", {})
@@ -153,21 +254,22 @@ def without_folders(spec: TrainLoRASpec | CaptionSpec) -> dict[str, Any]:
     data.pop("cache", None)
     start: dict[str, Any] = data.get("checkpointing", {}).get("start") or {}
     adapter: dict[str, Any] = data.get("network", {}).get("start_from") or {}
-    places = [(start, "run"), (adapter, "path"), (data, "output"), (data, "captioner"), *((base, key) for key in ("checkpoint", "vae", "tokenizer"))]
+    own = ((data, key) for key in ("output", "word_output", "captioner"))
+    places = [(start, "run"), (adapter, "path"), *own, *((base, key) for key in ("checkpoint", "vae", "tokenizer"))]
     for holder, key in [*places, *((image, key) for image in images for key in ("path", "mask"))]:
         if holder.get(key):
             holder[key] = Path(holder[key]).name
     return data
 
 
-def fingerprint(spec: TrainLoRASpec | CaptionSpec) -> str:
+def fingerprint(spec: TrainingSpec | CaptionSpec) -> str:
     """64 hex digits that change when the result of the run would: a picture, a caption, the base, a number."""
     text = json.dumps(without_folders(spec), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def run_id(spec: TrainLoRASpec | CaptionSpec) -> str:
+def run_id(spec: TrainingSpec | CaptionSpec) -> str:
     """The name of the run's folder: readable, and the same for the same work, so that a run can be found again and continued."""
-    label = spec.name if isinstance(spec, TrainLoRASpec) else f"caption {spec.dataset.name}"
+    label = spec.name if isinstance(spec, TrainingSpec) else f"caption {spec.dataset.name}"
     slug = re.sub(r"[^a-z0-9_]+", "-", label.lower()).strip("-") or "run"
     return f"{slug[:60].strip('-')}-{fingerprint(spec)[:12]}"

@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import State, StateError, state_at
-from .spec import TrainLoRASpec, read_spec, without_folders
+from .spec import TrainingSpec, read_spec, without_folders
 from .typed import SpecError
 
 # What the state's tensors belong to: with other settings they would fit nothing.
-_FIXED = ("base.checkpoint", "base.header_sha256", "base.size", "base.mtime_ns", "network", "optimizer.name", "optimizer.arguments")
+_OF_NO_STATE = ("save_format", "start_from", "learning_rate")
+_FIXED = ("task", "base.checkpoint", "base.header_sha256", "base.size", "base.mtime_ns", "network", "word", "optimizer.name", "optimizer.arguments")
 
 
-def first_state(spec: TrainLoRASpec) -> State | None:
+def first_state(spec: TrainingSpec) -> State | None:
     """The state that the spec's run starts from; None if it starts from nothing.
 
     Steps, learning rate, schedule, data and objective may differ from the other run's. Raises SpecError where what a state belongs to differs, by
@@ -28,8 +29,8 @@ def first_state(spec: TrainLoRASpec) -> State | None:
     except StateError as error:
         raise SpecError(f"{error}: choose another state, or train from the start.") from error
     other = read_spec(run / "spec.json")
-    if not isinstance(other, TrainLoRASpec):
-        raise SpecError(f"{run.name} is no training of a LoRA: choose another state.")
+    if not isinstance(other, TrainingSpec):
+        raise SpecError(f"{run.name} is no training: choose another state.")
     differing = _differing(spec, other)
     if differing:
         raise SpecError(
@@ -40,14 +41,13 @@ def first_state(spec: TrainLoRASpec) -> State | None:
     return state.model_copy(update={"best": None})
 
 
-def _differing(spec: TrainLoRASpec, other: TrainLoRASpec) -> list[str]:
+def _differing(spec: TrainingSpec, other: TrainingSpec) -> list[str]:
     here, there = without_folders(spec), without_folders(other)
     found = []
     for path in _FIXED:
         new, old = _at(here, path), _at(there, path)
         if isinstance(new, dict) and isinstance(old, dict):
-            # The format of the file is no part of the state.
-            found += [_told(f"{path}.{key}", old[key], new[key]) for key in new if new[key] != old[key] and key not in ("save_format", "start_from")]
+            found += [_told(f"{path}.{key}", old[key], new[key]) for key in new if new[key] != old[key] and key not in _OF_NO_STATE]
         elif new != old:
             found.append(_told(path, old, new))
     pairs = (
@@ -59,9 +59,11 @@ def _differing(spec: TrainLoRASpec, other: TrainLoRASpec) -> list[str]:
 
 
 def _at(data: dict[str, Any], path: str) -> Any:
-    for key in path.split("."):
+    """None where the method has no such setting."""
+    *outer, last = path.split(".")
+    for key in outer:
         data = data[key]
-    return data
+    return data.get(last)
 
 
 def _told(name: str, old: Any, new: Any) -> str:

@@ -1,17 +1,17 @@
-"""One LoRA training, from spec to file. Parts are loaded one at a time: when the UNet comes, the text encoder has gone if it can."""
+"""One training, from spec to file, whatever its method. Parts are loaded one at a time: when the UNet comes, the text encoder has gone if it can."""
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-from .adapters.files import FileError, write_safetensors
-from .adapters.metadata import lora_metadata
-from .assembly import assemble, check_hardware, trained_numbers
+from .adapters.files import FileError
+from .adapters.metadata import training_metadata
+from .assembly import assemble, check_hardware
 from .channel import Channel
-from .checkpoint import Best, State, latest_state, load_state, save_state, state_at
+from .checkpoint import Best, State, latest_state, load_state, remove_states, save_state, state_at
 from .class_images import draw_class_images
 from .data.examples import Example
 from .data.order import generator
@@ -23,7 +23,8 @@ from .events import Checkpoint, Event, Finished, Phase, Sample, Started, Stop, V
 from .families import load_family
 from .history import history, read_events
 from .loop import Loop, Position, TrainingError
-from .methods import lora
+from .memory import check_memory
+from .methods import load_method
 from .objective import check, prediction_kind
 from .optim import in_use
 from .plot import save_loss
@@ -31,14 +32,12 @@ from .precision import accelerator, choose, peak_memory
 from .room import check_disk
 from .sampling import Sampler, save_png
 from .schedule import factor
-from .spec import TrainLoRASpec, step_output
+from .spec import Result, TrainingSpec, step_output
 from .start import first_state
 from .trackers import TensorBoard
 
-_SAVE_FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
-
-class LoRATraining:
+class Training:
     """`run()` carries out the spec in the folder `folder` and gives whether it ended early because it was asked to.
 
     Raises (from `run`):
@@ -47,7 +46,7 @@ class LoRATraining:
         FileError: the numbers to be saved are broken.
     """
 
-    def __init__(self, spec: TrainLoRASpec, folder: Path, channel: Channel) -> None:
+    def __init__(self, spec: TrainingSpec, folder: Path, channel: Channel) -> None:
         self.spec = spec
         self.folder = folder
         self.channel = channel
@@ -56,8 +55,11 @@ class LoRATraining:
         check_hardware(spec)
         self.family = load_family(spec.base, spec.text)
         check(spec.objective, prediction_kind(spec.objective, self.family.prediction), self.family.alphas_cumprod)
-        # What cannot be adapted, or does not fit on the disk, is told before pictures are encoded.
-        check_disk(spec, folder, trained_numbers(spec, self.family))
+        self.method = load_method(spec, self.family)
+        # What cannot be trained, or does not fit into memory or on the disk, is told before pictures are encoded.
+        self.numbers = self.method.trained_numbers()
+        check_disk(spec, folder, self.numbers, self.method.result_bytes())
+        check_memory(spec, self.method, self.family, self.formats.weights, self.accelerator.device)
         self.state: State | None = latest_state(folder) or first_state(spec)
         self.best = self.state.best if self.state else None
         self.tracker = TensorBoard(folder) if spec.checkpointing.tensorboard and self.accelerator.is_main_process else None
@@ -66,12 +68,20 @@ class LoRATraining:
         """See the class."""
         spec = self.spec
         resumed_from = self.state.step if self.state else 0
-        self._emit(Started(run=self.folder.name, pid=os.getpid(), task=spec.task, total_steps=spec.steps, resumed_from=resumed_from))
+        self._emit(
+            Started(
+                run=self.folder.name,
+                pid=os.getpid(),
+                task=spec.task,
+                total_steps=spec.steps,
+                resumed_from=resumed_from,
+                parameters=self.numbers,
+            )
+        )
         self.data = self._prepare()
         self._emit(Phase(name="loading UNet"))
-        self.models = assemble(spec, self.family, self.accelerator, self.formats.weights, self.data.texts)
-        decay, parameters = spec.optimizer.ema_decay, self.models.parameters
-        self.ema = Ema([parameter.data for parameter in parameters], decay) if decay else None
+        self.models = assemble(spec, self.method, self.family, self.accelerator, self.formats.weights, self.data.texts)
+        self.ema = self._average()
         position = Position()
         if self.state:
             self._load(self.state)
@@ -85,18 +95,18 @@ class LoRATraining:
             self.accelerator.device,
             prior=self._visits(self.data.prior, generator(spec.seed, "prior").initial_seed()) if self.data.prior else None,
             prior_weight=spec.prior.weight if spec.prior else 1.0,
-            dropout=lora.trained_with_dropout(spec.network),
+            dropout=self.method.drops_out,
             share=self._share,
         )
         self.loop = Loop(
-            models=self.models.trained,
+            models=self.models.prepared,
             loss_of=self.denoising.loss,
             names_of=self.denoising.names,
-            parameters=parameters,
+            parameters=self.models.parameters,
             rates=self.models.rates,
             optimizer=self.models.optimizer,
             accelerator=self.accelerator,
-            learning_rate=lambda step: spec.learning_rate * factor(spec.optimizer, step, spec.steps),
+            factor=lambda step: factor(spec.optimizer, step, spec.steps),
             emit=self._emit,
             should_stop=self.channel.stop_requested,
             due=self._due,
@@ -123,6 +133,11 @@ class LoRATraining:
             raise
         return self._finish()
 
+    def _average(self) -> Ema | None:
+        options = self.spec.optimizer
+        device = torch.device("cpu") if options.ema_device == "cpu" else None
+        return Ema(list(self.method.tensors().values()), options.ema_decay, device) if options.ema_decay else None
+
     def _emit(self, event: Event) -> None:
         self.channel.emit(event)
         if self.tracker:
@@ -130,33 +145,35 @@ class LoRATraining:
 
     def _load(self, state: State) -> None:
         scaler, optimizer = self.accelerator.scaler, self.models.optimizer.optimizer
-        load_state(state, lora.parameters_by_name(self.models.adapted), optimizer, scaler, self.ema)
+        load_state(state, self.method.tensors(), optimizer, scaler, self.ema)
 
     def _train_mode(self, on: bool) -> None:
         # Only dropout and gradient checkpointing ask for it.
-        asked = lora.trained_with_dropout(self.spec.network) or self.spec.hardware.gradient_checkpointing
-        for model in self.models.trained:
-            model.train(on and asked)
+        self.models.train(on and (self.method.drops_out or self.spec.hardware.gradient_checkpointing))
 
     @contextlib.contextmanager
     def _as_saved(self) -> Iterator[None]:
         """The weights as they are given out: the average where there is one, schedule-free's own point; afterwards as they were."""
         self._train_mode(False)
         # Pictures and validation have shapes of their own, for which compiling would take longer than they do.
+        gives_average = self.spec.optimizer.save_average
         eager = torch.compiler.set_stance("force_eager") if self.spec.hardware.compile else contextlib.nullcontext()
         try:
-            with eager, in_use(self.models.optimizer.optimizer), self.ema.swapped() if self.ema else contextlib.nullcontext():
+            with eager, in_use(self.models.optimizer.optimizer), self.ema.swapped() if gives_average and self.ema else contextlib.nullcontext():
                 yield
         finally:
             self._train_mode(True)
 
     def _prepare(self) -> Prepared:
         spec, device, formats = self.spec, self.accelerator.device, self.formats
-        self.preparation = Preparation(spec, self.family, device, formats.weights, formats.name, self._emit)
+        _, text_format = self.method.formats(formats.weights)
+        self.preparation = Preparation(spec, self.family, device, text_format, self.method.trains_text, self._emit)
         # The others find in the cache what the first process has encoded.
         with self.accelerator.main_process_first():
             class_images = spec.class_images
-            if spec.prior:
+            if not spec.prior or not spec.prior.weight:
+                class_images = ()  # what counts for nothing is not looked at
+            else:
                 # They are kept where they serve other trainings too.
                 folder = Path(spec.cache or self.folder) / "class_images"
                 drawn = draw_class_images(spec, self.family, self.preparation, self.accelerator, formats.weights, folder, self._emit)
@@ -196,7 +213,7 @@ class LoRATraining:
             self._emit(Phase(name="training"))
         if _is_multiple(step, spec.checkpointing.adapter_every_steps) and not last:
             with self._as_saved():
-                self._write_adapter(step, step_output(Path(spec.output), step))
+                self._write(step, lambda result: step_output(result.output, step))
         keeps = improved and self._keeps_best
         if not last and (keeps or _is_multiple(step, spec.checkpointing.every_steps) or self._minutes_are_over()):
             self._save_state()
@@ -239,7 +256,7 @@ class LoRATraining:
             self.folder,
             position.step,
             position.draws,
-            lora.parameters_by_name(self.models.adapted),
+            self.method.tensors(),
             self.models.optimizer.optimizer,
             scaler.state_dict() if scaler else None,
             self.ema,
@@ -272,6 +289,8 @@ class LoRATraining:
             if not early:
                 self._draw(spec.steps)
         self._plot()
+        if not early and not spec.checkpointing.keep_last:
+            remove_states(self.folder)
         memory = peak_memory(self.accelerator.device)
         self._emit(Finished(step=self.loop.position.step, stopped=early, adapter=adapter, sha256=sha256, peak_memory=memory))
         if self.tracker:
@@ -279,14 +298,18 @@ class LoRATraining:
         return early
 
     def _write_last(self, step: int) -> str:
-        # The run keeps its own copy: a later training under the same name replaces the other one.
-        self._write_adapter(step, self.folder / "adapter.safetensors")
-        return self._write_adapter(step, Path(self.spec.output))
+        self._write(step, lambda result: self.folder / result.copy if result.kept else None)
+        return self._write(step, lambda result: result.output)
 
-    def _write_adapter(self, step: int, path: Path) -> str:
-        tensors = lora.adapter_tensors(self.models.adapted, self.spec.network, dtype=_SAVE_FORMATS[self.spec.network.save_format])
-        metadata = lora_metadata(self.spec, tensors, step, self.formats.name, self.denoising.prediction)
-        return write_safetensors(path, tensors, metadata)
+    def _write(self, step: int, place: Callable[[Result], Path | None]) -> str:
+        """Write all results that have a place, as the models are now; gives the sha256 of the main one, if it was written."""
+        sums = []
+        for result in self.spec.results:
+            path = place(result)
+            if path is not None:
+                metadata = training_metadata(self.spec, result.name, step, self.formats.name, self.denoising.prediction)
+                sums.append(self.method.write(result.name, path, metadata))
+        return sums[0] if sums else ""
 
     def _plot(self) -> None:
         told = history(read_events(self.folder / "events.jsonl"))

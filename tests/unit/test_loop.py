@@ -49,10 +49,10 @@ def looped(
             "loss_of": line.loss,
             "names_of": line.names,
             "parameters": list(line.model.parameters()),
-            "rates": [1.0],
+            "rates": [1e-3],
             "optimizer": prepared,
             "accelerator": accelerator,
-            "learning_rate": lambda step: 1e-3,
+            "factor": lambda step: 1.0,
             "emit": told.append,
             "should_stop": lambda: False,
             "due": lambda step: False,
@@ -142,7 +142,7 @@ def test_clipping_bounds_the_step_and_none_leaves_it() -> None:
 def test_each_step_has_the_rate_of_the_steps_before_it() -> None:
     line = Line()
     rates = [0.0, 1e-3, 0.0]
-    loop, told = looped(line, 3, learning_rate=lambda step: rates[step], optimizer=torch.optim.SGD)
+    loop, told = looped(line, 3, rates=[1.0], factor=lambda step: rates[step], optimizer=torch.optim.SGD)
     loop.run()
     only = Line()
     only.asked.append(0)

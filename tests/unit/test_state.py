@@ -109,7 +109,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("file", ["adapter.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
 def test_a_damaged_newest_state_is_passed_over(tmp_path: Path, file: str, how: str) -> None:
     small = Small()
@@ -154,7 +154,7 @@ def test_a_new_state_is_kept_though_damaged_ones_of_later_steps_lie_there(tmp_pa
     small = Small()
     small.train(0, 1)
     for step in (40, 50):
-        flip(small.save(tmp_path, step) / "adapter.safetensors")
+        flip(small.save(tmp_path, step) / "weights.safetensors")
     assert latest_state(tmp_path) is None
     assert small.save(tmp_path, 10).is_dir()
     assert latest_state(tmp_path).step == 10

@@ -195,7 +195,7 @@ def test_the_best_state_stays_and_gives_the_adapter(workshop: Workshop) -> None:
     assert states == {best, 4}
     with safe_open(output(folder), framework="pt") as file:
         assert file.metadata()["ss_steps"] == str(best)
-    saved = load_file(folder / "state" / f"step-{best:08d}" / "adapter.safetensors")
+    saved = load_file(folder / "state" / f"step-{best:08d}" / "weights.safetensors")
     down = next(name for name in saved if "lora_A" in name)
     assert any(torch.equal(saved[down].half(), tensor) for tensor in load_file(output(folder)).values())
 

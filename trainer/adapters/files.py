@@ -5,19 +5,25 @@ Format: https://huggingface.co/docs/safetensors: 8 bytes (little endian) with th
 import contextlib
 import hashlib
 import json
+import math
 import operator
 import os
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors.torch import save as safetensors_bytes
 
 HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
+DTYPE_NAMES = {
+    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
+    **{torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.bool: "BOOL"},
+    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"},
+}
+"""Number formats as headers name them."""
 
 
 class FileError(ValueError):
@@ -133,20 +139,48 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata:
     bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if bad:
         raise FileError(f"{path.name} was not written: {len(bad)} of {len(tensors)} tensors hold NaN or infinity, the first is {bad[0]}.")
-    data = _with_metadata(safetensors_bytes({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}), metadata)
-    write_bytes(path, data, durable)
-    return hashlib.sha256(data).hexdigest()
+    formats = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    return write_streamed(path, formats, lambda name: tensors[name], metadata, durable)
 
 
-def _with_metadata(data: bytes, metadata: Mapping[str, str] | None) -> bytes:
-    """The file's bytes with `metadata` in the header, in the order of its keys; the library writes it in an order that changes."""
-    if not metadata:
-        return data
-    (length,) = struct.unpack("<Q", data[:8])
-    header = {"__metadata__": {key: metadata[key] for key in sorted(metadata)}, **json.loads(data[8 : 8 + length])}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+def write_streamed(
+    path: Path,
+    formats: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    tensor_of: Callable[[str], torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    durable: bool = True,
+) -> str:
+    """The same with one tensor in memory at a time: `tensor_of(name)` gives it when its turn comes. `formats`: number format and shape of each.
+
+    Raises ValueError where `tensor_of` gives something else than was promised, and what it raises; nothing is written then.
+    """
+    # Largest numbers first, so that each tensor begins where its format may.
+    names = sorted(formats, key=lambda name: (-formats[name][0].itemsize, name))
+    header = _header(names, formats, metadata)
+    digest = hashlib.sha256(header)
+    with replacing(path, durable) as file:
+        file.write(header)
+        for name in names:
+            tensor = tensor_of(name).detach()
+            if (tensor.dtype, tuple(tensor.shape)) != formats[name]:
+                raise ValueError(f"{path.name}: {name} was to be {formats[name]} and is {(tensor.dtype, tuple(tensor.shape))}")
+            data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            digest.update(data)
+            file.write(data)
+    return digest.hexdigest()
+
+
+def _header(names: Sequence[str], formats: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str] | None) -> bytes:
+    """The file's beginning. Metadata in the order of its keys: the library writes it in an order that changes."""
+    content: dict[str, object] = {"__metadata__": {key: metadata[key] for key in sorted(metadata)}} if metadata else {}
+    end = 0
+    for name in names:
+        dtype, shape = formats[name]
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        content[name] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # The format aligns tensors to 8 bytes.
-    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+    return struct.pack("<Q", len(text)) + text
 
 
 def sha256_of(path: Path) -> str:

@@ -15,7 +15,8 @@ from .stack import trigger_words
 MADE_BY = "lora_loom.made_by"
 """JSON: the node, its settings, and the files that it read, by name and sha256."""
 TRAINING = "LoomTrainLoRA"
-"""The node whose files hold the entry _SPEC instead."""
+"""The node whose files hold the entry _SPEC instead, as those of other trainings do."""
+_TRAININGS = {"train_lora": TRAINING, "textual_inversion": "LoomTrainTextualInversion", "fine_tune": "LoomFineTune"}
 _SPEC = "lora_loom.spec"
 # What holds for the new file if it holds for all that it was made of.
 _SHARED = (
@@ -31,13 +32,15 @@ def is_ours(metadata: Mapping[str, str]) -> bool:
 
 def maker(metadata: Mapping[str, str]) -> str | None:
     """The node that wrote the file: "" if its entry cannot be read, None if it was not LoRA Loom."""
-    if MADE_BY not in metadata:
-        return TRAINING if _SPEC in metadata else None
+    entry = MADE_BY if MADE_BY in metadata else _SPEC
+    if entry not in metadata:
+        return None
     try:
-        told = json.loads(metadata[MADE_BY])
+        told = json.loads(metadata[entry])
     except (ValueError, RecursionError):
         return ""
-    node = told.get("node") if isinstance(told, dict) else None
+    said = told.get("node" if entry == MADE_BY else "task") if isinstance(told, dict) else None
+    node = said if entry == MADE_BY else _TRAININGS.get(str(said))
     return node if isinstance(node, str) else ""
 
 

@@ -1,4 +1,4 @@
-"""What a LoRA file says of itself, in the words that other tools read.
+"""What a trained file says of itself, in the words that other tools read.
 
 `ss_*` keys are kohya's (LoRA-Manager, rgthree, A1111/Forge read them); `modelspec.*` is https://github.com/Stability-AI/ModelSpec. There is
 no date in it: the same training gives the same file, byte for byte.
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 
 from ..dataset import Dataset
-from ..spec import TrainLoRASpec, without_folders
+from ..spec import TrainingSpec, TrainLoRASpec, without_folders
 from .network_metadata import metadata_of
 
 # LoRA-Manager matches these and not kohya's own "sd_v1".
@@ -24,10 +24,11 @@ ARCHITECTURES = {
     "SD 2.x v": "stable-diffusion-v2-768-v/lora",
     "SDXL": "stable-diffusion-xl-v1-base/lora",
 }
+HASH = "modelspec.hash_sha256"
 
 
-def lora_metadata(spec: TrainLoRASpec, tensors: Mapping[str, torch.Tensor], steps: int, mixed_precision: str, prediction: str) -> dict[str, str]:
-    """The header's metadata for a finished LoRA.
+def training_metadata(spec: TrainingSpec, result: str, steps: int, mixed_precision: str, prediction: str) -> dict[str, str]:
+    """The header's metadata for one of the spec's results, by its name.
 
     `steps`: those taken; `mixed_precision`: as kohya writes it (no, fp16, bf16); `prediction`: epsilon or v.
     """
@@ -39,7 +40,6 @@ def lora_metadata(spec: TrainLoRASpec, tensors: Mapping[str, torch.Tensor], step
         "ss_base_model_version": BASE_VERSIONS[spec.base.family],
         "ss_sd_model_name": Path(spec.base.checkpoint).name,
         "ss_output_name": spec.name,
-        **metadata_of(spec.network),
         "ss_steps": str(steps),
         "ss_max_train_steps": str(spec.steps),
         "ss_batch_size_per_device": str(spec.batch_size),
@@ -72,18 +72,28 @@ def lora_metadata(spec: TrainLoRASpec, tensors: Mapping[str, torch.Tensor], step
         "ss_tag_frequency": json.dumps(tags, ensure_ascii=False),
         "ss_datasets": json.dumps([_dataset(dataset, count) for dataset, count in zip(spec.datasets, visits, strict=True)], ensure_ascii=False),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": ARCHITECTURES.get(f"{spec.base.family} {prediction}", ARCHITECTURES[spec.base.family]),
+        "modelspec.architecture": _architecture(spec.base.family, result, prediction),
         "modelspec.implementation": "https://github.com/huggingface/diffusers",
         "modelspec.title": spec.name,
         "modelspec.resolution": f"{side}x{side}",
         "modelspec.prediction_type": prediction,
-        "modelspec.hash_sha256": "0x" + tensors_sha256(tensors),
         "lora_loom.spec": json.dumps(without_folders(spec), sort_keys=True, ensure_ascii=False),
     }
-    trigger_words = dict.fromkeys(dataset.trigger_word for dataset in spec.datasets if dataset.trigger_word)
+    if isinstance(spec, TrainLoRASpec) and result == "adapter":
+        metadata |= metadata_of(spec.network)
+    words = [dataset.trigger_word for dataset in spec.datasets]
+    # An embedding is called by its file's name.
+    words += [f"embedding:{file.output.stem}" for file in spec.results if file.name == "embedding"]
+    trigger_words = dict.fromkeys(filter(None, words))
     if trigger_words:
         metadata["modelspec.trigger_phrase"] = ", ".join(trigger_words)
     return metadata
+
+
+def _architecture(family: str, result: str, prediction: str) -> str:
+    """As ModelSpec calls it (https://github.com/Stability-AI/ModelSpec)."""
+    lora = ARCHITECTURES.get(f"{family} {prediction}", ARCHITECTURES[family])
+    return {"adapter": lora, "checkpoint": lora.removesuffix("/lora")}.get(result, lora.removesuffix("lora") + "textual-inversion")
 
 
 def _tag_frequency(dataset: Dataset) -> dict[str, int]:

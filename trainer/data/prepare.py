@@ -12,7 +12,7 @@ from torch import Tensor
 from ..dataset import Dataset
 from ..events import Bucket, Data, Event, Phase, Warned
 from ..families.protocol import Family, TextPart
-from ..spec import TrainLoRASpec
+from ..spec import TrainingSpec
 from .cache import Cache
 from .caption_draws import possible
 from .examples import Encoder, Example
@@ -32,14 +32,14 @@ class Prepared:
 class Preparation:
     """Encodes; parts of the base are loaded when they are first needed, and a training whose data is in the cache needs none of them.
 
-    `weights`: the number format of the text encoders, which is called `precision`.
+    `weights`: the number format of the text encoders. `trains_text`: captions are encoded at each step, with gradients.
     """
 
     def __init__(
-        self, spec: TrainLoRASpec, family: Family, device: torch.device, weights: torch.dtype, precision: str, emit: Callable[[Event], None]
+        self, spec: TrainingSpec, family: Family, device: torch.device, weights: torch.dtype, trains_text: bool, emit: Callable[[Event], None]
     ) -> None:
         self._spec, self._family, self._device, self._emit = spec, family, device, emit
-        self._weights, self._precision = weights, precision
+        self._weights, self._trains_text = weights, trains_text
         self._cache = Cache(Path(spec.cache) if spec.cache else None)
 
     @cached_property
@@ -83,16 +83,15 @@ class Preparation:
         plain = [caption for example in examples for caption in example.dataset.captions(example.image)]
         prompts = [spec.sampling.negative, *spec.sampling.prompts] if spec.sampling.prompts else []
         warn_of_long(self._family, [*plain, *prompts], self._emit)
-        trained = spec.text.learning_rate > 0
-        if trained or any(listing is None for listing in listings):
+        if self._trains_text or any(listing is None for listing in listings):
             # Where tags are drawn there are as many captions as visits: they are encoded when they come.
-            return LiveTexts(self._family, self._text_parts, trained), 0
+            return LiveTexts(self._family, self._text_parts, self._trains_text), 0
         captions = [caption for listing in listings for caption in listing or ()]
         return self.encoded([*captions, *prompts])
 
     def encoded(self, captions: Sequence[str]) -> tuple[EncodedTexts, int]:
         """Captions encoded before training; the text encoders are gone afterwards."""
-        texts = encoded_texts(self._family, lambda: self._text_parts, captions, self._cache, self._precision, self._emit)
+        texts = encoded_texts(self._family, lambda: self._text_parts, captions, self._cache, str(self._weights), self._emit)
         self.__dict__.pop("_text_parts", None)
         return texts
 

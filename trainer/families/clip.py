@@ -1,5 +1,6 @@
 """CLIP text encoders: CLIP-L under transformers' names, ViT-H and bigG under OpenCLIP's (https://github.com/mlfoundations/open_clip)."""
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -110,13 +111,31 @@ def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def open_clip_tensor(name: str, state: Mapping[str, Tensor]) -> Tensor:
+    """The tensor that OpenCLIP calls `name`, out of transformers' names: the inverse of `from_open_clip`. Raises KeyError where parts of it lack."""
+    if name in _NAMES:
+        return state[_NAMES[name]]
+    if name == "text_projection":
+        return state["text_projection.weight"].T
+    if not name.startswith("transformer.resblocks."):
+        return state[name]
+    number, rest = name.removeprefix("transformer.resblocks.").split(".", 1)
+    layer = f"encoder.layers.{number}."
+    if rest.startswith("attn.in_proj_"):
+        kind = rest.removeprefix("attn.in_proj_")
+        return torch.cat([state[f"{layer}self_attn.{part}_proj.{kind}"] for part in "qkv"])
+    module, kind = rest.rsplit(".", 1)
+    return state[f"{layer}{_LAYER_NAMES.get(module, module)}.{kind}"]
+
+
 def encode(part: TextPart, captions: list[str], options: TextOptions) -> tuple[Tensor, Tensor | None]:
     """Embeddings (n, 77 * chunks, width) of `captions`, and (n, width) pooled where the encoder projects; as ComfyUI's CLIPTextEncode gives.
 
     All have as many chunks as the longest: the others end in empty ones. The pooled text is the first chunk's. Emphasis moves a token's embedding
     away from that of an empty caption at the same place, by its weight.
     """
-    rows = [chunks(part.tokenizer, caption, part.padding, emphasis=options.emphasis, most=options.chunks) for caption in captions]
+    reading: Any = {"emphasis": options.emphasis, "most": options.chunks, "words": part.words}
+    rows = [chunks(part.tokenizer, caption, part.padding, **reading) for caption in captions]
     for caption, row in zip(captions, rows, strict=True):
         if not all(math.isfinite(weight) for chunk in row for weight in chunk.weights):
             raise SpecError(f"a weight in the caption {caption[:80]!r} is not a finite number: write it like (word:1.2).")

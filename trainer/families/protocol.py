@@ -1,6 +1,7 @@
 """What a family is to the rest of the trainer. The loop and the methods know no family by name."""
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -41,13 +42,22 @@ class Conditioning:
 @dataclass(frozen=True)
 class TextPart:
     """A text encoder with its tokenizer. `padding`: the token that fills a chunk. `layer`: which of its hidden states is used; None: the last
-    one, behind the final norm.
+    one, behind the final norm. `words`: words that are no text but tokens of their own.
     """
 
     encoder: nn.Module
     tokenizer: Any
     padding: int
     layer: int | None = None
+    words: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def unused(self) -> list[nn.Module]:
+        """What of the encoder has no part in what is read: the layers behind `layer`, unless the pooled text comes from the last one."""
+        encoder: Any = self.encoder
+        if self.layer is None or hasattr(encoder, "text_projection"):
+            return []
+        text = getattr(encoder, "text_model", encoder)
+        return [*text.encoder.layers[self.layer + 1 :], text.final_layer_norm] if self.layer < -1 else [text.final_layer_norm]
 
 
 class Family(Protocol):
@@ -63,10 +73,17 @@ class Family(Protocol):
     uses_sizes: bool
     text_keys: tuple[str, ...]
     """How a LoRA file's keys for each text encoder begin."""
+    embedding_keys: tuple[str, ...]
+    """What an embedding's file calls the vectors for each text encoder."""
     text: TextOptions
     """How captions are read."""
     alphas_cumprod: Tensor
     """(timesteps,) in fp32 on the CPU: the noise schedule that the base was trained with."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """transformers', which all text encoders share."""
+        ...
 
     def empty_unet(self) -> nn.Module:
         """The UNet's layers on the meta device: names and shapes without weights."""
@@ -78,6 +95,28 @@ class Family(Protocol):
 
     def load_unet(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """The UNet, frozen, in diffusers' layout."""
+        ...
+
+    def checkpoint_bytes(self, dtype: torch.dtype) -> int:
+        """The size of what `write_checkpoint` writes, without its header."""
+        ...
+
+    def write_checkpoint(
+        self,
+        path: Path,
+        unet: nn.Module,
+        encoders: Sequence[nn.Module],
+        dtype: torch.dtype,
+        metadata: Mapping[str, str],
+        prediction: PredictionKind,
+        zero_terminal_snr: bool,
+    ) -> str:
+        """Write the base's file with the weights of `unet` and `encoders` (none: the base's own) in it; gives the sha256 of its bytes.
+
+        UNet, text encoders and VAE are stored in `dtype`; what else is there stays as it is, so unchanged weights give back a file of that format
+        to the bit. `prediction` and `zero_terminal_snr`: what the model has been trained for, which the file tells where its family has a way to.
+        Raises FileError for broken numbers, or such as `dtype` cannot hold.
+        """
         ...
 
     def load_vae(self, device: torch.device) -> nn.Module:

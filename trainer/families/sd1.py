@@ -14,6 +14,7 @@ class StableDiffusion1(StableDiffusion):
 
     name = "SD 1.x"
     text_keys: tuple[str, ...] = ("lora_te_text_model",)
+    embedding_keys: tuple[str, ...] = ("clip_l",)
 
     def __init__(self, base: Base, checkpoint: Checkpoint, text: TextOptions) -> None:
         super().__init__(base, checkpoint, text)

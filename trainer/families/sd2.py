@@ -22,6 +22,7 @@ class StableDiffusion2(StableDiffusion):
 
     name = "SD 2.x"
     text_keys: tuple[str, ...] = ("lora_te_text_model",)
+    embedding_keys: tuple[str, ...] = ("clip_h",)
 
     def __init__(self, base: Base, checkpoint: Checkpoint, text: TextOptions) -> None:
         super().__init__(base, checkpoint, text, _prediction(base, checkpoint))

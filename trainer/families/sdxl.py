@@ -2,7 +2,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..options import TextOptions
+from ..options import PredictionKind, TextOptions
 from ..spec import Base
 from .clip import encode, layers_to_keep, load_text_part
 from .detect import Checkpoint
@@ -17,6 +17,7 @@ class StableDiffusionXL(StableDiffusion):
 
     name = "SDXL"
     text_keys: tuple[str, ...] = ("lora_te1_text_model", "lora_te2_text_model")
+    embedding_keys: tuple[str, ...] = ("clip_l", "clip_g")
     latent_scale = 0.13025
     uses_sizes = True
 
@@ -40,6 +41,11 @@ class StableDiffusionXL(StableDiffusion):
         """
         (clip_l, _), (big_g, pooled) = (encode(part, captions, self.text) for part in parts)
         return Conditioning(torch.cat([clip_l, big_g], dim=-1), pooled)
+
+    def markers(self, prediction: PredictionKind, zero_terminal_snr: bool) -> list[str]:
+        """v_pred and ztsnr, which ComfyUI looks for."""
+        wanted = [*(["v_pred"] if prediction == "v" else []), *(["ztsnr"] if zero_terminal_snr else [])]
+        return [marker for marker in wanted if not self.checkpoint.header.has(marker)]
 
     def predict(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's prediction, same shape as `noisy`. `conditioning` needs pooled and sizes."""

@@ -3,7 +3,10 @@
 Nothing is fetched: the configs are built from the header (`detect.UNetShape`), so distilled variants load too, and the tokenizer's vocabulary
 is a local folder. Parts are loaded one at a time, so that the text encoders and the VAE can go before the UNet comes.
 """
+import math
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ from .tokens import too_long
 from .unet import empty_unet, load_unet
 from .vae import decode_latents, encode_images, load_vae
 from .weights import weights_digest
+from .whole import formats_of, write_checkpoint
 
 LATENT_FACTOR = 8
 TIMESTEPS = 1000
@@ -31,6 +35,7 @@ class StableDiffusion:
 
     name: str
     text_keys: tuple[str, ...]
+    embedding_keys: tuple[str, ...]
     timesteps = TIMESTEPS
     latent_channels = 4
     latent_factor = LATENT_FACTOR
@@ -64,6 +69,28 @@ class StableDiffusion:
     def load_unet(self, dtype: torch.dtype, device: torch.device) -> UNet2DConditionModel:
         """The UNet, frozen."""
         return load_unet(self.base.checkpoint, self.checkpoint.unet, dtype, device, self.base.name)
+
+    def checkpoint_bytes(self, dtype: torch.dtype) -> int:
+        """The size of what `write_checkpoint` writes, without its header."""
+        return sum(math.prod(shape) * stored.itemsize for stored, shape in formats_of(self.checkpoint, dtype).values())
+
+    def write_checkpoint(
+        self,
+        path: Path,
+        unet: nn.Module,
+        encoders: Sequence[nn.Module],
+        dtype: torch.dtype,
+        metadata: Mapping[str, str],
+        prediction: PredictionKind,
+        zero_terminal_snr: bool,
+    ) -> str:
+        """Write the base's file with the weights of `unet` and `encoders` in it; see `Family`."""
+        markers = self.markers(prediction, zero_terminal_snr)
+        return write_checkpoint(Path(self.base.checkpoint), self.checkpoint, path, unet, encoders, dtype, metadata, markers)
+
+    def markers(self, prediction: PredictionKind, zero_terminal_snr: bool) -> list[str]:
+        """Names of empty tensors by which a file of this family tells what its model predicts."""
+        return []
 
     def load_vae(self, device: torch.device) -> AutoencoderKL:
         """The VAE, frozen, in fp32: in fp16 it makes NaN of some pictures."""

@@ -5,8 +5,9 @@ A caption is first cut into segments of one weight each, a single one without em
 fill chunks of 75 between a start and an end token.
 """
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 TOKENS = 77
@@ -20,6 +21,8 @@ _EMPHASISED = re.compile(r"\((.*)(?<!\\)\)", re.DOTALL)
 _ESCAPED = re.compile(r"\\([()])")
 
 _Weighted = tuple[int, float]
+Words = Mapping[str, Sequence[int]]
+"""Tokens by word."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,19 @@ class Chunk:
     weights: tuple[float, ...]
 
 
-def chunks(tokenizer: Any, caption: str, padding: int, *, emphasis: bool = False, most: int = 1) -> list[Chunk]:
+def chunks(
+    tokenizer: Any, caption: str, padding: int, *, emphasis: bool = False, most: int = 1, words: Words = MappingProxyType({})
+) -> list[Chunk]:
     r"""At least one and at most `most` chunks; what does not fit is cut off. An empty caption is one chunk of padding.
 
     `tokenizer` is transformers' CLIPTokenizer; `padding` the token that fills a chunk: 49407 for CLIP-L, 0 for OpenCLIP's encoders.
     With `emphasis`, parentheses weigh as in a prompt of ComfyUI: `(word)` is 1.1 times what is around it, `(word:1.2)` is 1.2 wherever it is,
     `\(` and `\)` are parentheses of the text. Without, every character is text, as ComfyUI reads it with `\` before each parenthesis.
-    `embedding:name` is text too, where ComfyUI would load a file.
+    `embedding:name` is text too, where ComfyUI would load a file. `words`: such as are no text but these tokens, wherever they stand as whole words;
+    they are to the text around them what an embedding is in ComfyUI.
     """
     found: list[Chunk] = []
-    for tokens in _filled(tokenizer, caption, emphasis)[:most]:
+    for tokens in _filled(tokenizer, caption, emphasis, words)[:most]:
         padded = [(_START, 1.0), *tokens, (_END, 1.0), *[(padding, 1.0)] * (_ROOM - len(tokens))]
         found.append(Chunk(tuple(token for token, _ in padded), tuple(weight for _, weight in padded)))
     return found
@@ -47,22 +53,34 @@ def chunks(tokenizer: Any, caption: str, padding: int, *, emphasis: bool = False
 
 def too_long(tokenizer: Any, caption: str, *, emphasis: bool = False, most: int = 1) -> bool:
     """Whether the end of the caption does not fit into `most` chunks."""
-    return len(_filled(tokenizer, caption, emphasis)) > most
+    return len(_filled(tokenizer, caption, emphasis, {})) > most
 
 
-def _filled(tokenizer: Any, caption: str, emphasis: bool) -> list[list[_Weighted]]:
+def _filled(tokenizer: Any, caption: str, emphasis: bool, words: Words) -> list[list[_Weighted]]:
     """All the caption's chunks, each of up to 75 weighted tokens. Only the first can be empty."""
     filled: list[list[_Weighted]] = [[]]
     for text, weight in _segments(caption) if emphasis else [(caption, 1.0)]:
-        # Not verbose: the tokenizer would warn of more than 77 tokens, which is what chunks are for.
-        ids = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
-        tokens = [(token, weight) for token in ids]
-        room = _ROOM - len(filled[-1])
-        if room < len(tokens) < _TORN_FROM:
-            room = 0
-        filled[-1] += tokens[:room]
-        filled += [tokens[start : start + _ROOM] for start in range(room, len(tokens), _ROOM)]
+        for ids in _groups(tokenizer, text, words):
+            tokens = [(token, weight) for token in ids]
+            room = _ROOM - len(filled[-1])
+            if room < len(tokens) < _TORN_FROM:
+                room = 0
+            filled[-1] += tokens[:room]
+            filled += [tokens[start : start + _ROOM] for start in range(room, len(tokens), _ROOM)]
     return filled
+
+
+def _groups(tokenizer: Any, text: str, words: Words) -> Iterator[Sequence[int]]:
+    """The tokens of a text, cut around `words`: what is to stay together where a chunk ends."""
+    pattern = "|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words)
+    # The tokenizer reads no capitals, so no word of its text has any.
+    for piece in re.split(f"({pattern})", text, flags=re.IGNORECASE) if words else [text]:
+        known = next((tokens for word, tokens in words.items() if piece.lower() == word.lower()), None)
+        if known is not None:
+            yield known
+        elif piece or not words:
+            # Not verbose: the tokenizer would warn of more than 77 tokens, which is what chunks are for.
+            yield tokenizer(piece, add_special_tokens=False, truncation=False, verbose=False).input_ids
 
 
 def _segments(caption: str) -> Iterator[tuple[str, float]]:

@@ -1,4 +1,5 @@
 """The UNet of SD 1.x, SD 2.x and SDXL, from LDM's names into diffusers' layout."""
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -50,6 +51,13 @@ def empty_unet(shape: UNetShape) -> UNet2DConditionModel:
     """The layers on the meta device: names and shapes without weights."""
     with init_empty_weights():
         return UNet2DConditionModel(**unet_config(shape))
+
+
+def ldm_names(shape: UNetShape, names: Iterable[str]) -> dict[str, str]:
+    """diffusers' names of the UNet's tensors, by their names in the file (both without a prefix)."""
+    # The conversion only puts values under other names, whatever they are.
+    state = {UNET + name: name for name in names}
+    return {name: own for own, name in convert_ldm_unet_checkpoint(state, unet_config(shape)).items()}
 
 
 def load_unet(path: str, shape: UNetShape, dtype: torch.dtype, device: torch.device, name: str) -> UNet2DConditionModel:

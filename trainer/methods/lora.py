@@ -4,8 +4,9 @@ LoRA (https://arxiv.org/abs/2106.09685), rsLoRA (https://arxiv.org/abs/2312.0373
 LoHa (https://arxiv.org/abs/2108.06098), LoKr (https://arxiv.org/abs/2309.14859).
 """
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +16,82 @@ from peft.tuners.lokr import LoKrLayer
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from ..adapters.files import write_safetensors
+from ..adapters.metadata import HASH, tensors_sha256
 from ..data.order import generator
+from ..families.protocol import Family, TextPart
 from ..options import Network
-from .targets import Size, plan, plan_text
+from ..precision import SAVE_FORMATS
+from ..spec import TrainLoRASpec
+from .protocol import Group
+from .start import take_over
+from .targets import ADAPTER, Size, plan, plan_text
+from .words import Words
 
-ADAPTER = "default"
+
+class LoRA:
+    """See `protocol.Method`; with a new word of its own where the spec has one (pivotal tuning, https://arxiv.org/abs/2106.05744)."""
+
+    trains_unet = True
+
+    def __init__(self, spec: TrainLoRASpec, family: Family) -> None:
+        self._spec, self._family = spec, family
+        self._adapts_text = spec.text.learning_rate > 0
+        self._words = Words(spec.word, family, spec.seed) if spec.word else None
+        self.trains_text = self._adapts_text or self._words is not None
+        self.drops_out = trained_with_dropout(spec.network)
+        self._adapted: list[Adapted] = []
+
+    def trained_numbers(self) -> int:
+        """See `Method`. Raises SpecError as `plan` and `Words.check` do."""
+        if self._words:
+            self._words.check()
+        return self._network_numbers() + (self._words.numbers() if self._words else 0)
+
+    def _network_numbers(self) -> int:
+        network, seed = self._spec.network, self._spec.seed
+        parameters = inject(self._family.empty_unet(), network, seed)
+        for number, encoder in enumerate(self._family.empty_text_encoders() if self._adapts_text else []):
+            parameters += inject_text(encoder, network, seed, number)
+        return sum(parameter.numel() for parameter in parameters)
+
+    def result_bytes(self) -> int:
+        """See `Method`."""
+        return SAVE_FORMATS[self._spec.network.save_format].itemsize * self._network_numbers() + (4 * self._words.numbers() if self._words else 0)
+
+    def formats(self, weights: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
+        """See `Method`."""
+        return weights, weights
+
+    def set_up(self, unet: nn.Module, parts: list[TextPart]) -> tuple[list[TextPart], list[Group]]:
+        """See `Method`. Raises SpecError as `take_over` does."""
+        spec = self._spec
+        groups = [Group(inject(unet, spec.network, spec.seed), spec.learning_rate)]
+        self._adapted = [Adapted("lora_unet", unet)]
+        if self._adapts_text:
+            for number, (part, prefix) in enumerate(zip(parts, self._family.text_keys, strict=True)):
+                groups.append(Group(inject_text(part.encoder, spec.network, spec.seed, number), spec.text.learning_rate))
+                self._adapted.append(Adapted(prefix, part.encoder))
+        if spec.network.start_from:
+            take_over(dict(keyed_layers(self._adapted)), spec.network, Path(spec.network.start_from.path))
+        if spec.word and self._words:
+            # After the network: its layers are told by what trains in the model.
+            parts, vectors = self._words.add(parts)
+            groups.append(Group(vectors, spec.word.learning_rate))
+        return parts, groups
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Method`."""
+        words = {f"word.{name}": vectors for name, vectors in self._words.tensors().items()} if self._words else {}
+        return parameters_by_name(self._adapted) | words
+
+    def write(self, result: str, path: Path, metadata: Mapping[str, str]) -> str:
+        """See `Method`: the adapter, or the embedding."""
+        if result == "embedding":
+            assert self._words is not None
+            return self._words.write(path, metadata)
+        tensors = adapter_tensors(self._adapted, self._spec.network, dtype=SAVE_FORMATS[self._spec.network.save_format])
+        return write_safetensors(path, tensors, {**metadata, HASH: "0x" + tensors_sha256(tensors)})
 
 
 def inject(unet: nn.Module, network: Network, seed: int) -> list[nn.Parameter]:
@@ -74,7 +146,7 @@ def parameters_by_name(adapted: Iterable[Adapted]) -> dict[str, Tensor]:
         f"{one.prefix}.{name}": parameter.data
         for one in adapted
         for name, parameter in one.model.named_parameters()
-        if parameter.requires_grad
+        if parameter.requires_grad and f".{ADAPTER}" in name
     }
 
 

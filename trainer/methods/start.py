@@ -1,5 +1,5 @@
 """Going on from an adapter that exists: its file's factors become the start of the new ones."""
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..options import Network
 from ..typed import SpecError
-from .lora import ADAPTER, Adapted, keyed_layers
+from .targets import ADAPTER
 
 # The first name of each kind is the one that carries a difference in scale.
 _NAMES = {
@@ -20,14 +20,13 @@ _NAMES = {
 _NO_FACTORS = ("alpha", "dora_scale")
 
 
-def take_over(adapted: Sequence[Adapted], network: Network, path: Path) -> None:
-    """Copy the file's factors into the models' layers, in place.
+def take_over(layers: Mapping[str, Any], network: Network, path: Path) -> None:
+    """Copy the file's factors into peft's `layers`, by their keys in the file, in place.
 
     Raises SpecError where the file has layers that the network does not have or lacks some that it has, or where kind or rank differ: an adapter
     that is taken over in part would be another one.
     """
     tensors = load_file(path)
-    layers = dict(keyed_layers(adapted))
     told = {key.partition(".")[0] for key in tensors}
     if told != layers.keys():
         missing, foreign = sorted(layers.keys() - told), sorted(told - layers.keys())

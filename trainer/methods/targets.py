@@ -12,6 +12,9 @@ from torch import nn
 from ..options import Network, Targets
 from ..typed import SpecError
 
+ADAPTER = "default"
+"""What peft calls the adapter in its layers."""
+
 _ATTENTION = r"to_[qkv]|to_out\.0"
 _FEED_FORWARD = r"ff\.net\.0\.proj|ff\.net\.2"
 _TRANSFORMER = rf".*\.(?:{_ATTENTION}|{_FEED_FORWARD}|proj_in|proj_out)"
