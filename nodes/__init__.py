@@ -10,13 +10,15 @@ from .check import LoomCheckDataset
 from .compare import LoomCompare
 from .dataset import LoomCaptionUse, LoomCombineDatasets, LoomDatasetFromFolder, LoomResolution
 from .extract import LoomExtractAdapter
+from .finetune import LoomFineTune
 from .inspect import LoomInspectAdapter, LoomSaveAdapter
 from .merge import LoomMergeAdapters, LoomResizeAdapter
 from .options import LoomNetwork, LoomObjective, LoomOptimizer, LoomSampling
 from .paths import register_folders
 from .routes import add_routes
 from .run_options import LoomCheckpointing, LoomHardware
-from .text_options import LoomPrior, LoomTextEncoder
+from .text_options import LoomNewWord, LoomPrior, LoomTextEncoder
+from .textual_inversion import LoomTrainTextualInversion
 from .train import LoomTrainLoRA
 
 
@@ -38,10 +40,13 @@ class LoRALoom(ComfyExtension):
             LoomObjective,
             LoomNetwork,
             LoomTextEncoder,
+            LoomNewWord,
             LoomPrior,
             LoomCheckpointing,
             LoomHardware,
             LoomTrainLoRA,
+            LoomTrainTextualInversion,
+            LoomFineTune,
             LoomLoadAdapter,
             LoomAdapterStack,
             LoomApplyAdapters,

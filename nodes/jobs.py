@@ -21,7 +21,7 @@ from server import PromptServer
 
 from ..trainer.events import Event, ExitCode, Failed, Finished, Progress, Started, Stop, parse_event
 from ..trainer.history import History, history, read_events
-from ..trainer.spec import CaptionSpec, TrainLoRASpec, run_id
+from ..trainer.spec import CaptionSpec, TrainingSpec, run_id
 from .paths import runs_root
 
 PACK = Path(__file__).resolve().parent.parent
@@ -79,7 +79,7 @@ def finished_history(folder: Path) -> History | None:
     return told if isinstance(told.end, Finished) and not told.end.stopped else None
 
 
-def remember(spec: TrainLoRASpec | CaptionSpec, node: str, name: str, told: History) -> None:
+def remember(spec: TrainingSpec | CaptionSpec, node: str, name: str, told: History) -> None:
     """Let the routes tell of a run that was found finished, so that a page shows it on the node that asked for it."""
     run = Run(run_id(spec), node, name, spec.task, runs_root() / run_id(spec), told, state="finished")
     if isinstance(told.end, Finished):
@@ -87,7 +87,7 @@ def remember(spec: TrainLoRASpec | CaptionSpec, node: str, name: str, told: Hist
     RUNS[run.id] = run
 
 
-def execute(spec: TrainLoRASpec | CaptionSpec, node: str, name: str, on_event: Callable[[Event], None]) -> Run:
+def execute(spec: TrainingSpec | CaptionSpec, node: str, name: str, on_event: Callable[[Event], None]) -> Run:
     """Run the trainer on `spec` to its end; gives the run, finished or stopped with its work saved.
 
     Raises:

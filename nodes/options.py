@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..trainer.adapters.files import sha256_of
 from ..trainer.options import (
     AdapterFile,
+    EmaDevice,
     HuberSchedule,
     Loss,
     NetworkKind,
@@ -113,13 +114,23 @@ class LoomOptimizer(io.ComfyNode):
                     max=0.99999,
                     step=0.001,
                     round=0.00001,
-                    tooltip="The adapter is the moving average of the weights with this decay, e.g. 0.999. 0: off.",
+                    tooltip="What is saved is the moving average of the weights with this decay, e.g. 0.999. 0: off.",
                 ),
                 io.String.Input(
                     "step_rules",
                     default="",
                     optional=True,
                     tooltip="For piecewise_constant: 1:100,0.1:200,0.01 is the whole rate up to step 100, a tenth up to 200, then a hundredth.",
+                ),
+                io.Combo.Input(
+                    "ema_device",
+                    options=list(get_args(EmaDevice)),
+                    default="with the weights",
+                    optional=True,
+                    tooltip="Where the average is kept. cpu spares the GPU a copy of what trains, and makes each step wait for it.",
+                ),
+                io.Boolean.Input(
+                    "save_average", default=True, optional=True, tooltip="What is saved: the average, or the last weights with the average kept aside."
                 ),
                 LoomOptions.Input("options", optional=True, tooltip="Other options nodes, chained."),
             ],

@@ -120,6 +120,11 @@ def lora_output(name: str) -> Path:
     return _output("loras", name)
 
 
+def embedding_output(name: str) -> Path:
+    """The same for an embedding."""
+    return _output("embeddings", name)
+
+
 def checkpoint_output(name: str) -> Path:
     """The same for a checkpoint."""
     return _output("checkpoints", name)

@@ -26,7 +26,9 @@ class LoomCheckpointing(io.ComfyNode):
                 io.Float.Input(
                     "every_minutes", default=0.0, min=0.0, max=10_000.0, step=1.0, tooltip="Save the state every so many minutes. 0: not by time."
                 ),
-                io.Int.Input("keep_last", default=2, min=1, max=1000, tooltip="States that are kept, the newest ones."),
+                io.Int.Input(
+                    "keep_last", default=2, min=0, max=1000, tooltip="States that are kept, the newest ones. 0: none once the training has finished."
+                ),
                 io.Int.Input(
                     "validate_every_steps",
                     default=0,

@@ -3,7 +3,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer.options import Options, Prior, TextOptions
+from ..trainer.options import Options, PivotalWord, Prior, TextOptions
 from .chaining import CATEGORY, chained
 from .sockets import LoomOptions
 
@@ -46,6 +46,37 @@ class LoomTextEncoder(io.ComfyNode):
     def execute(cls, max_tokens: str, options: Options | None = None, **values: Any) -> io.NodeOutput:
         values["max_tokens"] = int(max_tokens)
         return chained(options, "text", "Text Encoder Options", TextOptions, values)
+
+
+class LoomNewWord(io.ComfyNode):
+    """A new word that is trained along with a LoRA."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoomNewWord",
+            display_name="New Word Options",
+            category=CATEGORY,
+            description="Trains the vectors of a new word along with a LoRA (pivotal tuning); they go to models/embeddings under the LoRA's name.",
+            inputs=[
+                io.String.Input(
+                    "placeholder", default="<my-word>", tooltip="The new word, as captions write it; put first in every caption that lacks it."
+                ),
+                io.String.Input(
+                    "initializer", default="", tooltip="A word that comes close, e.g. toy: the vectors begin as its own. Empty: they are drawn."
+                ),
+                io.Int.Input("vectors", default=1, min=1, max=75, tooltip="How many tokens the word is: more hold more, and take more of a prompt."),
+                io.Float.Input(
+                    "learning_rate", default=1e-3, min=1e-7, max=10.0, step=1e-5, round=1e-7, tooltip="Of the vectors alone. Usual: 3e-4 to 3e-3."
+                ),
+                LoomOptions.Input("options", optional=True, tooltip="Other options nodes, chained."),
+            ],
+            outputs=[LoomOptions.Output(display_name="options", tooltip="For a training node, or the next options node.")],
+        )
+
+    @classmethod
+    def execute(cls, options: Options | None = None, **values: Any) -> io.NodeOutput:
+        return chained(options, "word", "New Word Options", PivotalWord, values)
 
 
 class LoomPrior(io.ComfyNode):

@@ -25,7 +25,7 @@ class Workshop:
     nursery: Nursery
     base: dict[str, Any]
 
-    def run(self, name: str, **spec: Any) -> Path:
+    def run(self, name: str, /, **spec: Any) -> Path:
         """A new run's folder; its adapter goes to `output(folder)`. Each is one level down, so that nobody else's files are there."""
         folder = self.place / name / "run"
         folder.mkdir(parents=True)
@@ -35,23 +35,24 @@ class Workshop:
             "name": "bun",
             "output": str(output(folder)),
             "base": self.base,
-            "network": {"rank": 2, "alpha": 2.0},
             "steps": STEPS,
             "learning_rate": 1e-3,
             **spec,
         }
+        if whole["task"] == "train_lora":
+            whole.setdefault("network", {"rank": 2, "alpha": 2.0})
         whole.setdefault("datasets", [self.dataset("lemon", "banana", "bread")])
         (folder / "spec.json").write_text(json.dumps(whole), encoding="utf-8")
         return folder
 
-    def train(self, name: str, **spec: Any) -> tuple[Path, History]:
+    def train(self, name: str, /, **spec: Any) -> tuple[Path, History]:
         """Train to the end: the run's folder and what it told."""
         folder = self.run(name, **spec)
         code, _, _ = self.nursery.attempt(folder)
         assert code == 0, log_of(folder)
         return folder, told(folder)
 
-    def refused(self, name: str, **spec: Any) -> str:
+    def refused(self, name: str, /, **spec: Any) -> str:
         """Expect the spec to be refused: with what message."""
         folder = self.run(name, **spec)
         code, _, _ = self.nursery.attempt(folder)

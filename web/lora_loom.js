@@ -8,6 +8,12 @@ import { listen } from "./run_feed.js";
 import { addRunWidget } from "./run_widget.js";
 
 const ROWS_WIDGET = "LOOM_ADAPTER_ROWS";
+// The kind of run that each node starts.
+const TRAININGS = {
+  LoomTrainLoRA: "train_lora",
+  LoomTrainTextualInversion: "textual_inversion",
+  LoomFineTune: "fine_tune",
+};
 const REPORTING = new Set([
   "LoomApplyAdapters",
   "LoomBakeCheckpoint",
@@ -45,9 +51,7 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
-    if (node.comfyClass === "LoomTrainLoRA") {
-      addRunWidget(node, { task: "train_lora", curve: true });
-    }
+    if (node.comfyClass in TRAININGS) addRunWidget(node, { task: TRAININGS[node.comfyClass], curve: true });
     if (node.comfyClass === "LoomCaptionDataset") addRunWidget(node, { task: "caption", curve: false });
     if (REPORTING.has(node.comfyClass)) addReportText(node);
     if (node.comfyClass?.startsWith("Loom")) showAllDigits(node);

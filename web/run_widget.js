@@ -91,7 +91,7 @@ function isRunOf(run, node, task) {
     graph = found?.subgraph;
   }
   if (!found || found !== node) return false;
-  const name = task === "train_lora" ? nameOf(node) : null;
+  const name = task === "caption" ? null : nameOf(node);
   return name === null || name === run.name;
 }
 

@@ -21,8 +21,9 @@ from trainer.families import load_family
 from trainer.families.detect import describe_checkpoint
 from trainer.families.protocol import Conditioning, Family
 from trainer.methods import lora
+from trainer.methods.words import Words
 from trainer.objective import add_noise
-from trainer.options import Network, TextOptions
+from trainer.options import Network, NewWord, TextOptions
 from trainer.spec import Base
 
 # With a word that ends in an exclamation mark, which is what OpenCLIP pads with.
@@ -30,6 +31,7 @@ CAPTION = "a red apple on a table, wow!"
 LONG = ", ".join(f"(apple {number}:1.{number % 4})" if number % 3 else f"a lemon of kind {number}" for number in range(30))
 # What is read how, and ComfyUI's setting for it.
 READINGS = {"long and emphasised": (LONG, TextOptions(max_tokens=225, emphasis=True), None), "clip skip": (CAPTION, TextOptions(clip_skip=3), -3)}
+EMBEDDED = ("a photo of <thing>, red", "<thing>", "one <thing> beside another <thing>")
 TIMESTEPS = (1, 500, 999)
 SIZES = (96, 160, 8, 16, 128, 64)
 _WIDE = (320, 320, 320, 320)
@@ -81,6 +83,7 @@ def main(name: str, folder: Path) -> None:
             reader = our_family(checkpoint, Path(family.base.tokenizer), options)
             readings[name] = reader.encode_text(reader.load_text_parts(torch.float32, cpu), [caption]).hidden
             gc.collect()
+        embedded = random_embedding(family, folder / "thing.safetensors")
         text_tensors, adapted_text = random_text_adapter(family)
         gc.collect()
         unet = family.load_unet(torch.float32, cpu)
@@ -98,7 +101,7 @@ def main(name: str, folder: Path) -> None:
         write_safetensors(folder / "adapter.safetensors", tensors | text_tensors)
         del unet
         gc.collect()
-        model, clip, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False)
+        model, clip, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False, embedding_directory=[str(folder)])
         their_text, their_pooled = clip.encode_from_tokens(clip.tokenize(CAPTION), return_pooled=True)
         differ = {}
         for name, (caption, _, layer) in READINGS.items():
@@ -117,6 +120,7 @@ def main(name: str, folder: Path) -> None:
         "text": relative(text.hidden, their_text),
         "pooled": None if text.pooled is None else relative(text.pooled, their_pooled),
         "readings": differ,
+        "embedding": [relative(a, clip.encode_from_tokens(clip.tokenize(text.replace("<thing>", "embedding:thing")))) for text, a in embedded.items()],
         "adapted text": relative(adapted_text, their_adapted_text),
         "text delta": relative(their_text, their_adapted_text),
         "unet": [relative(a, b) for a, b in zip(ours, theirs, strict=True)],
@@ -126,6 +130,14 @@ def main(name: str, folder: Path) -> None:
         "patched": len(adapted.patches),
     }
     print(json.dumps(told))
+
+
+def random_embedding(family: Family, file: Path) -> dict[str, torch.Tensor]:
+    """Save a new word of random vectors as `file`; gives texts with it as the trainer reads them."""
+    words = Words(NewWord(placeholder="<thing>", vectors=3), family, seed=0)
+    parts, _ = words.add(family.load_text_parts(torch.float32, torch.device("cpu")))
+    words.write(file, {})
+    return {text: family.encode_text(parts, [text]).hidden for text in EMBEDDED}
 
 
 def random_text_adapter(family: Family) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -25,6 +25,7 @@ def test_comfyui_and_the_trainer_agree_on_a_family(family: str, tmp_path: Path, 
     assert (told["pooled"] is None) == (family != "SDXL")
     assert told["pooled"] is None or told["pooled"] < 1e-4
     assert all(difference < 1e-4 for difference in told["readings"].values()), told["readings"]
+    assert max(told["embedding"]) < 1e-4
     # ComfyUI keeps text encoders in fp16, and rounds an adapted weight to it.
     assert told["adapted text"] < 2e-3 < 5e-2 < told["text delta"]
     assert max(told["unet"]) < 1e-4

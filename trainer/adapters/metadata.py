@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 
 from ..dataset import Dataset
-from ..spec import TrainingSpec, TrainLoRASpec, without_folders
+from ..spec import TextualInversionSpec, TrainingSpec, TrainLoRASpec, without_folders
 from .network_metadata import metadata_of
 
 # LoRA-Manager matches these and not kohya's own "sd_v1".
@@ -81,8 +81,9 @@ def training_metadata(spec: TrainingSpec, result: str, steps: int, mixed_precisi
     }
     if isinstance(spec, TrainLoRASpec) and result == "adapter":
         metadata |= metadata_of(spec.network)
-    words = [dataset.trigger_word for dataset in spec.datasets]
-    # An embedding is called by its file's name.
+    # The placeholder is for captions; prompts call an embedding by its file's name.
+    new = spec.word.placeholder if isinstance(spec, TrainLoRASpec | TextualInversionSpec) and spec.word else None
+    words = [dataset.trigger_word for dataset in spec.datasets if dataset.trigger_word != new]
     words += [f"embedding:{file.output.stem}" for file in spec.results if file.name == "embedding"]
     trigger_words = dict.fromkeys(filter(None, words))
     if trigger_words:

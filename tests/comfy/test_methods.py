@@ -1,0 +1,128 @@
+"""Fine-tuning, textual inversion and pivotal tuning in the real server: what they make is loaded by ComfyUI's own nodes and changes what it draws."""
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from loom_server import Server, drawing_graph, node
+from PIL import Image
+from safetensors.torch import load_file
+
+WORD = "<bun>"
+
+
+def data(**settings: Any) -> dict[str, Any]:
+    """Dataset, size, base and options of a short training without pictures."""
+    folder = {"folder": "input/few", "repeats": 1, "trigger_word": "", "missing_captions": "refuse", **settings}
+    return {
+        "dataset": node("LoomDatasetFromFolder", **folder),
+        "size": node("LoomResolution", dataset=["dataset", 0], resolution=128, buckets=False),
+        "base": node("LoomBaseModel", checkpoint="mini_base.safetensors"),
+        "sampling": node("LoomSampling", prompts="", negative="", every_steps=0, guidance_scale=3.0, steps=2, seed=0, draw=False),
+    }
+
+
+def tuning(name: str, **settings: Any) -> dict[str, Any]:
+    """A fine-tune, in node "train"."""
+    numbers = {"steps": 3, "batch_size": 1, "learning_rate": 1e-4, "seed": 1, "save_format": "fp32", "options": ["sampling", 0], **settings}
+    return {**data(), "train": node("LoomFineTune", base=["base", 0], dataset=["size", 0], name=name, **numbers)}
+
+
+def inverting(name: str, **settings: Any) -> dict[str, Any]:
+    """A textual inversion, in node "train"."""
+    numbers = {"steps": 3, "batch_size": 1, "learning_rate": 0.05, "seed": 1, "vectors": 2, "template": "object", "initializer": "apple"}
+    whole = {**numbers, "placeholder": WORD, "prompt": f"{WORD}, red food", "options": ["sampling", 0], **settings}
+    return {**data(), "train": node("LoomTrainTextualInversion", base=["base", 0], dataset=["size", 0], name=name, **whole)}
+
+
+def picture(server: Server, result: dict[str, Any]) -> np.ndarray:
+    saved = result["save"]["images"][0]
+    with Image.open(server.base / "output" / saved["subfolder"] / saved["filename"]) as image:
+        return np.asarray(image.convert("RGB"), dtype=np.int16)
+
+
+def drawn(server: Server, prompt: str, model: list[Any] = ["checkpoint", 0], clip: list[Any] = ["checkpoint", 1], **more: Any) -> np.ndarray:  # noqa: B006
+    return picture(server, server.run({**drawing_graph(model, clip, prompt, "methods", steps=3), **more}))
+
+
+def trained(result: dict[str, Any]) -> dict[str, Any]:
+    told: dict[str, Any] = result["train"]["lora_loom"][0]
+    return told
+
+
+def test_a_fine_tune_is_a_checkpoint_that_cores_loader_draws_with(server: Server) -> None:
+    graph = {**tuning("tuned"), **drawing_graph(["train", 0], ["train", 1], "red apple", "tuned", steps=3)}
+    done = server.run(graph)
+    assert trained(done)["adapter"] == "tuned.safetensors"
+    own = picture(server, done)
+    tuned = drawn(server, "red apple", checkpoint=node("CheckpointLoaderSimple", ckpt_name="tuned.safetensors"))
+    assert np.array_equal(own, tuned)
+    assert np.abs(own - drawn(server, "red apple")).mean() > 0.5
+    # Queued again it is found, and its file is made again where it is gone.
+    file = server.base / "models" / "checkpoints" / "tuned.safetensors"
+    made = file.read_bytes()
+    assert trained(server.run(tuning("tuned", options=["sampling", 0])))["run"] == trained(done)["run"]
+    file.unlink()
+    server.run(graph)
+    assert file.read_bytes() == made
+
+
+def test_a_learning_rate_of_zero_gives_back_the_checkpoint_to_the_bit(server: Server) -> None:
+    server.run(tuning("still", learning_rate=0.0, steps=1, save_format="fp16"))
+    checkpoints = server.base / "models" / "checkpoints"
+    base, still = load_file(checkpoints / "mini_base.safetensors"), load_file(checkpoints / "still.safetensors")
+    assert base.keys() == still.keys()
+    assert all(still[name].dtype == tensor.dtype and torch.equal(still[name], tensor) for name, tensor in base.items())
+    (checkpoints / "still.safetensors").unlink()
+
+
+def test_a_new_word_draws_in_the_same_graph_run(server: Server) -> None:
+    graph = {**inverting("bun"), **drawing_graph(["checkpoint", 0], ["checkpoint", 1], ["train", 2], "word", steps=3)}
+    done = server.run(graph)
+    assert trained(done)["adapter"] == "embedding:bun"
+    own = picture(server, done)
+    assert np.array_equal(own, drawn(server, "embedding:bun, red food"))
+    # Its file is what changed the picture: the word that it began as draws another.
+    assert np.abs(own - drawn(server, "apple apple, red food")).mean() > 0.5
+    inspected = server.run({"inspect": node("LoomInspectAdapter", adapter="embedding:bun.safetensors")})["inspect"]["text"][0]
+    assert "textual inversion" in inspected.lower() or "embedding" in inspected.lower()
+    assert "SD 1.x" in inspected
+
+
+def test_a_word_and_a_lora_are_trained_together_and_stacked(server: Server) -> None:
+    numbers = {"rank": 4, "alpha": 4.0, "steps": 3, "batch_size": 1, "learning_rate": 1e-3, "seed": 1}
+    done = server.run(
+        {
+            **data(),
+            "word": node("LoomNewWord", placeholder=WORD, initializer="apple", vectors=1, learning_rate=0.05, options=["sampling", 0]),
+            "train": node("LoomTrainLoRA", base=["base", 0], dataset=["size", 0], name="my bun", options=["word", 0], **numbers),
+            "stack": node("LoomAdapterStack", rows="[]", adapters=["train", 0]),
+            "apply": node("LoomApplyAdapters", model=["checkpoint", 0], clip=["checkpoint", 1], adapters=["stack", 0], mode="merged", strength=1.0),
+            **drawing_graph(["apply", 0], ["apply", 1], ["stack", 2], "pivotal", steps=3),
+        }
+    )
+    assert (server.base / "models" / "embeddings" / "my_bun.safetensors").is_file()
+    own = picture(server, done)
+    strengths = {"strength_model": 1.0, "strength_clip": 1.0}
+    lora = node("LoraLoader", model=["checkpoint", 0], clip=["checkpoint", 1], lora_name="my bun.safetensors", **strengths)
+    assert np.array_equal(own, drawn(server, "embedding:my_bun", ["lora", 0], ["lora", 1], lora=lora))
+
+
+@pytest.mark.parametrize(
+    ("graph", "words"),
+    [
+        (tuning("mini_base"), "models/checkpoints/mini_base.safetensors exists and was not made by LoRA Loom"),
+        (inverting("b", placeholder="apple"), "'apple' is a word that the base knows already"),
+        (inverting("b", vectors=1, initializer="apple pie"), "set vectors to 2"),
+        (inverting("b", options=["network", 0]) | {"network": node("LoomNetwork")}, "Network Options has no part in textual inversion"),
+        (tuning("t", class_dataset=["size", 0], options=["prior", 0]) | {"prior": node("LoomPrior", class_prompt="")}, "pictures of the subject too"),
+    ],
+    ids=["foreign file", "known word", "long initializer", "foreign options", "class is subject"],
+)
+def test_what_cannot_be_trained_is_told(server: Server, graph: dict[str, Any], words: str) -> None:
+    for entry in graph.values():
+        if entry["class_type"] in ("LoomNetwork", "LoomPrior"):
+            info = server.get(f"/object_info/{entry['class_type']}")[entry["class_type"]]["input"]
+            defaults = {name: kind[1]["default"] for name, kind in info["required"].items() if "default" in kind[1]}
+            entry["inputs"] = {**defaults, **entry["inputs"]}
+    assert words in server.fail(graph)
