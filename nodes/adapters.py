@@ -12,8 +12,9 @@ from ..trainer.adapters.reading import describe_file
 from ..trainer.adapters.stack import EMBEDDING, Row, StackError, embedding_words, from_lora_stack, parse_rows, to_lora_stack, trigger_words
 from ..trainer.typed import explain
 from .paths import PathError, adapter_file, model_choices
-from .rows import is_lora, row_files
+from .rows import NOT_WHOLE, is_lora, row_files
 from .sockets import LoomAdapters, LoraStack
+from .stamps import named_stamp, redone, remember, stamp
 
 
 class LoomAdapterStack(io.ComfyNode):
@@ -44,6 +45,7 @@ class LoomAdapterStack(io.ComfyNode):
                 ),
                 io.String.Output(display_name="trigger_words", tooltip="The words that the adapters which are on listen to."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -57,19 +59,21 @@ class LoomAdapterStack(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, rows: Any = None, **_: Any) -> list[tuple[int, int]]:
+    def fingerprint_inputs(cls, rows: Any = None, **linked: Any) -> list[Any]:
         # A file that was replaced under its name is another adapter.
         try:
             files = row_files(parse_rows(rows)) if isinstance(rows, str) else []
-            stats = [file.stat() for file in files if file]
-        except (StackError, PathError, OSError):
-            return []  # execute says what is wrong
-        return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+        except (StackError, PathError):
+            files = []  # execute says what is wrong
+        of_links = redone("LoomAdapterStack", None) if rows is None or "lora_stack" in linked else 0
+        return [of_links, *(stamp(file) for file in files if file)]
 
     @classmethod
     def execute(cls, rows: str, adapters: tuple[Row, ...] = (), lora_stack: Any = None) -> io.NodeOutput:
         stack = (*from_lora_stack(lora_stack or ()), *(adapters or ()), *parse_rows(rows))
         _check(stack)
+        files = [file for file in row_files(stack) if file]
+        remember("LoomAdapterStack", str(cls.hidden.unique_id), lambda: [stamp(file) for file in files])
         return io.NodeOutput(stack, to_lora_stack(stack), ", ".join(_words(stack)))
 
 
@@ -97,6 +101,7 @@ class LoomLoadAdapter(io.ComfyNode):
                 io.String.Output(display_name="trigger_words", tooltip="The words that the adapters listen to."),
                 io.String.Output(display_name="report", tooltip="What the adapter is: kind, family, naming, layers, ranks."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -114,12 +119,8 @@ class LoomLoadAdapter(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, adapter: Any = None, **_: Any) -> list[tuple[int, int]]:
-        try:
-            stat = adapter_file(adapter).stat() if isinstance(adapter, str) else None
-        except (PathError, OSError):
-            stat = None  # execute says what is wrong
-        return [(stat.st_size, stat.st_mtime_ns)] if stat else []
+    def fingerprint_inputs(cls, adapter: Any = None, **_: Any) -> list[Any]:
+        return [named_stamp(adapter_file, adapter), redone("LoomLoadAdapter", None) if adapter is None else 0]
 
     @classmethod
     def execute(
@@ -127,7 +128,9 @@ class LoomLoadAdapter(io.ComfyNode):
     ) -> io.NodeOutput:
         stack = (*(adapters or ()), Row(name=adapter, model=model_weight, clip=clip_weight, blocks=blocks.strip()))
         _check(stack)
-        report = _told(adapter, describe_file(adapter_file(adapter)))
+        file = adapter_file(adapter)
+        remember("LoomLoadAdapter", str(cls.hidden.unique_id), lambda: stamp(file))
+        report = _told(adapter, describe_file(file))
         return io.NodeOutput(stack, ", ".join(_words(stack)), report, ui={"text": [report]})
 
 
@@ -168,17 +171,21 @@ def _told(name: str, facts: AdapterFacts) -> str:
     else:
         vectors = [f"{facts.vectors} vectors"] if facts.vectors else []
         second = [*vectors, f"widths {', '.join(map(str, facts.widths))}"]
+        second += [] if facts.whole_in_comfyui else [f"it {NOT_WHOLE}"]
     return f"{name}: {', '.join(first)}\n{', '.join(second)}"
 
 
 def _words(rows: tuple[Row, ...]) -> list[str]:
     """Trigger words of the rows that are on, each once; an embedding's is its name."""
     words: list[str] = []
+    named = {embedding_words(row) for row in rows if row.on and row.name.startswith(EMBEDDING)}
     for row, file in zip(rows, row_files(rows), strict=True):
         if file is None:
             continue
         if row.name.startswith(EMBEDDING):
             words.append(embedding_words(row))
         elif is_lora(row):
-            words += trigger_words(read_header(file).metadata)
-    return list(dict.fromkeys(words))
+            for phrase in trigger_words(read_header(file).metadata):
+                # A LoRA that was trained along with an embedding names it too.
+                words += [", ".join(part for part in phrase.split(", ") if part not in named)]
+    return list(dict.fromkeys(filter(None, words)))

@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from comfy.patcher_extension import CallbacksMP, WrappersMP
+from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ..trainer.adapters.hypernetwork import read_hypernetwork
@@ -10,10 +10,11 @@ from ..trainer.adapters.layers import Layer
 from ..trainer.adapters.reading import describe_file
 from ..trainer.adapters.stack import EMBEDDING, HYPERNETWORK, Row, embedding_words
 from . import live
-from .live import Branch, LiveStack, can_branch
+from .branches import Branch
+from .live import LiveStack, can_branch
 from .matching import Matched, MatchError, Target, Weights, model_family, names
 from .merged import comfyui_patches, patches
-from .rows import Loaded, keep, load, row_files
+from .rows import NOT_WHOLE, Loaded, keep, load, row_files
 from .sockets import LoomAdapters
 
 # By node: its last live stack, for the next one with other weights.
@@ -150,8 +151,8 @@ def _beside(model: Any, branches: Sequence[Branch], node: str) -> None:
     model.set_attachments(live.KEY, stack)
     model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, live.KEY)
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, live.KEY, stack)
-    model.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, live.KEY)
-    model.add_callback_with_key(CallbacksMP.ON_CLEANUP, live.KEY, stack.release)
+    # So that ComfyUI knows of what they need on the device, and makes room for it.
+    model.set_additional_models(live.KEY, [stack.factors])
 
 
 def _with_hypernetworks(model: Any, rows: Sequence[Row], told: dict[int, str]) -> Any:
@@ -184,6 +185,8 @@ def _embeddings(rows: Sequence[Row], family: str) -> dict[int, str]:
             raise MatchError(f"{row.name} is no embedding: its file is of the kind {facts.kind}, which goes to another folder.")
         if facts.family and facts.family != family:
             raise MatchError(f"{row.name} was made for {facts.family} and the model is {family}: choose one for {family}.")
+        if not facts.whole_in_comfyui:
+            raise MatchError(f"{row.name} {NOT_WHOLE}")
         told[id(row)] = f"{row.name}: embedding, {facts.vectors} vectors, works where a prompt says {embedding_words(row)}"
     return told
 

@@ -1,7 +1,7 @@
 """A checkpoint out of a checkpoint and a stack of adapters."""
+from functools import partial
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 
 from ..trainer.adapters.bake import Baked, bake
@@ -9,17 +9,16 @@ from ..trainer.adapters.checkpoint_layers import BIAS, checkpoint_layers
 from ..trainer.adapters.layers import Layer
 from ..trainer.adapters.made_metadata import MADE_BY, made_by
 from ..trainer.adapters.merge import is_text_encoder, weight_of
+from ..trainer.adapters.saving import AS_THE_FILE
 from ..trainer.adapters.stack import Row
 from ..trainer.families.detect import UNET, Checkpoint, describe_checkpoint
 from .choices import choice_problem
-from .made import redone, refuse_own_source, remember, sources_of, target, target_problem, watched
+from .made import refuse_own_source, sources_of, target, target_problem, watched
 from .matching import Weights, names
 from .parts import Part, blocks_of, common_family, merge_weight, not_carried, parts_of
-from .paths import PathError, model_choices, model_file
+from .paths import model_choices, model_file
 from .sockets import LoomAdapters
-
-_OWN = "as the file"
-_FORMATS = {_OWN: None, "fp16": torch.float16, "fp32": torch.float32}
+from .stamps import named_stamp, redone, remember, stamp
 
 
 class LoomBakeCheckpoint(io.ComfyNode):
@@ -38,8 +37,8 @@ class LoomBakeCheckpoint(io.ComfyNode):
                 io.String.Input("name", default="my_checkpoint", tooltip="The new file's name in models/checkpoints, without .safetensors."),
                 io.Combo.Input(
                     "dtype",
-                    options=list(_FORMATS),
-                    default=_OWN,
+                    options=list(AS_THE_FILE),
+                    default=next(iter(AS_THE_FILE)),
                     tooltip="Number format of the UNet and the text encoders. The VAE always stays as it is.",
                 ),
             ],
@@ -61,15 +60,11 @@ class LoomBakeCheckpoint(io.ComfyNode):
                     refuse_own_source(target("checkpoints", name, "LoomBakeCheckpoint"), [path])
         except ValueError as error:
             return str(error)
-        return choice_problem(dtype=(dtype, list(_FORMATS))) or target_problem("checkpoints", name, "LoomBakeCheckpoint") or True
+        return choice_problem(dtype=(dtype, list(AS_THE_FILE))) or target_problem("checkpoints", name, "LoomBakeCheckpoint") or True
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: Any = None, name: Any = None, **_: Any) -> list[Any]:
-        try:
-            stat = model_file("checkpoints", checkpoint).stat() if isinstance(checkpoint, str) else None
-        except (PathError, OSError):
-            stat = None  # execute says what is wrong
-        return [redone("LoomBakeCheckpoint", name), stat and (stat.st_size, stat.st_mtime_ns)]
+        return [redone("LoomBakeCheckpoint", name), named_stamp(partial(model_file, "checkpoints"), checkpoint)]
 
     @classmethod
     def execute(cls, checkpoint: str, adapters: tuple[Row, ...], name: str, dtype: str) -> io.NodeOutput:
@@ -84,8 +79,8 @@ class LoomBakeCheckpoint(io.ComfyNode):
         step = watched(cls.hidden.unique_id, len(described.header.tensors))
         metadata = {MADE_BY: made_by("LoomBakeCheckpoint", {"dtype": dtype}, files)}
         converted = (UNET, *(text.prefix for text in described.texts))
-        baked = bake(source, output, places, layers, metadata, dtype=_FORMATS[dtype], converted=converted, progress=step)
-        remember("LoomBakeCheckpoint", name, output)
+        baked = bake(source, output, places, layers, metadata, dtype=AS_THE_FILE[dtype], converted=converted, progress=step)
+        remember("LoomBakeCheckpoint", name, lambda: stamp(output))
         text = "\n".join([*_told(baked, checkpoint, output.name), *missing, *not_carried(parts)])
         return io.NodeOutput(output.name, text, ui={"text": [text]})
 

@@ -27,6 +27,7 @@ from .paths import adapter_file
 from .pictures import as_image, as_picture
 from .rows import load
 from .sockets import LoomAdapters
+from .stamps import redone, remember, stamp
 
 METADATA = "lora_loom.compare"
 
@@ -35,6 +36,8 @@ _KINDS = [_WEIGHTS, _ADAPTERS, _BOTH, _STEPS]
 _LARGEST = 10.0
 _MOST_CELLS = 400
 _PREFIX = "lora_loom/compare"
+# Every LoRA of diffusers is called this on a hub: the folder that it was put into tells which it is.
+_OF_A_HUB = "pytorch_lora_weights"
 
 _Stack = tuple[Row, ...]
 
@@ -117,6 +120,11 @@ class LoomCompare(io.ComfyNode):
         return True
 
     @classmethod
+    def fingerprint_inputs(cls, compare: Any = None, **_: Any) -> int:
+        # A training that goes on leaves more of these files beside an adapter whose own file stays as it is.
+        return redone("LoomCompare", None) if compare in (_STEPS, None) else 0
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -157,6 +165,9 @@ class LoomCompare(io.ComfyNode):
             **settings,
         }
         saved = _save(grid, told, cls.hidden)
+        if compare == _STEPS:
+            file = adapter_file(layout.lines[0][1][-1][0].name)
+            remember("LoomCompare", node, lambda: {step: stamp(path) for step, path in steps_of(file).items()})
         return io.NodeOutput(as_image(grid), torch.stack([image for line in cells for image in line]), ui={"images": [saved]})
 
 
@@ -204,7 +215,8 @@ def _by_step(row: Row) -> list[tuple[str, Row]]:
 
 def _label(row: Row) -> str:
     """The adapter's name, and its weights where they are not 1."""
-    name = PurePosixPath(row.name.removeprefix(HYPERNETWORK).replace("\\", "/")).stem
+    path = PurePosixPath(row.name.removeprefix(HYPERNETWORK).replace("\\", "/"))
+    name = path.parent.name if path.stem == _OF_A_HUB and path.parent.name else path.stem
     if row.model == row.clip:
         return name if row.model == 1 else f"{name} {row.model:g}"
     return f"{name} {row.model:g} / {row.clip:g}"

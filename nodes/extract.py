@@ -1,4 +1,5 @@
 """An adapter out of two checkpoints: what a training of the whole model changed."""
+from functools import partial
 from typing import Any
 
 from comfy_api.latest import io
@@ -7,13 +8,15 @@ from pydantic import ValidationError
 from ..trainer.adapters.checkpoint_layers import BIAS, Place, checkpoint_layers, pairs
 from ..trainer.adapters.extract import Extraction, extract
 from ..trainer.adapters.merge import is_text_encoder
+from ..trainer.adapters.plain import FORMATS
 from ..trainer.families.detect import Checkpoint, describe_checkpoint
 from ..trainer.typed import explain
 from .choices import choice_problem
-from .made import FORMATS, redone, save_adapter, target, target_problem, watched
+from .made import save_adapter, target, target_problem, watched
 from .parts import blocks_of
-from .paths import PathError, model_choices, model_file
+from .paths import model_choices, model_file
 from .sockets import LoomAdapters
+from .stamps import named_stamp, redone
 
 
 class LoomExtractAdapter(io.ComfyNode):
@@ -70,14 +73,7 @@ class LoomExtractAdapter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, tuned: Any = None, base: Any = None, name: Any = None, **_: Any) -> list[Any]:
-        found: list[Any] = [redone("LoomExtractAdapter", name)]
-        for checkpoint in (tuned, base):
-            try:
-                stat = model_file("checkpoints", checkpoint).stat() if isinstance(checkpoint, str) else None
-            except (PathError, OSError):
-                stat = None  # execute says what is wrong
-            found.append(stat and (stat.st_size, stat.st_mtime_ns))
-        return found
+        return [redone("LoomExtractAdapter", name), *(named_stamp(partial(model_file, "checkpoints"), checkpoint) for checkpoint in (tuned, base))]
 
     @classmethod
     def execute(

@@ -1,22 +1,26 @@
 """Looking at an adapter, and saving one in other clothes."""
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import folder_paths
+import torch
 from comfy_api.latest import io, ui
 
+from ..trainer.adapters.embedding import read_embedding
 from ..trainer.adapters.files import sha256_of, write_safetensors
 from ..trainer.adapters.made_metadata import made_by
 from ..trainer.adapters.norm_chart import draw_norms
 from ..trainer.adapters.reading import read_adapter
 from ..trainer.adapters.report import inspect_file
-from ..trainer.adapters.saving import FORMATS, MetadataError, parse_changes, saved_metadata, saved_tensors
+from ..trainer.adapters.saving import AS_THE_FILE, MetadataError, parse_changes, saved_embedding, saved_metadata, saved_tensors
 from ..trainer.adapters.stack import EMBEDDING, HYPERNETWORK, Row
 from .choices import choice_problem
-from .made import redone, refuse_own_source, remember, target, target_problem, watched
-from .paths import PathError, adapter_file, model_choices
+from .made import refuse_own_source, target, target_problem, watched
+from .paths import adapter_file, model_choices
 from .pictures import as_image
-from .rows import is_lora
 from .sockets import LoomAdapters
+from .stamps import named_stamp, redone, remember, stamp
 
 _NAMINGS = ["kohya", "diffusers", "PEFT"]
 
@@ -51,19 +55,17 @@ class LoomInspectAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, adapter: str | None = None, **_: Any) -> tuple[int, int] | None:
-        try:
-            stat = adapter_file(adapter).stat() if adapter else None
-        except (PathError, OSError):
-            return None  # execute says what is wrong
-        return (stat.st_size, stat.st_mtime_ns) if stat else None
+    def fingerprint_inputs(cls, adapter: str | None = None, **_: Any) -> list[Any]:
+        return [named_stamp(adapter_file, adapter), redone("LoomInspectAdapter", None) if adapter is None else 0]
 
     @classmethod
     def execute(cls, adapter: str | None = None, adapters: tuple[Row, ...] | None = None) -> io.NodeOutput:
         name = adapters[-1].name if adapters else adapter
         if not name:
             raise ValueError("there is no adapter to look at: choose one, or connect adapters.")
-        found = inspect_file(adapter_file(name), watched(cls.hidden.unique_id, 1))
+        file = adapter_file(name)
+        found = inspect_file(file, watched(cls.hidden.unique_id, 1))
+        remember("LoomInspectAdapter", str(cls.hidden.unique_id), lambda: stamp(file))
         picture = as_image(draw_norms(found.norms, f"{name}: {found.measured}"))
         shown = ui.PreviewImage(picture, cls=cls).as_dict()
         return io.NodeOutput(found.text, picture, found.kind, found.family or "", ui={"text": [found.text], "images": shown["images"]})
@@ -88,7 +90,7 @@ class LoomSaveAdapter(io.ComfyNode):
                     default="kohya",
                     tooltip="kohya: for ComfyUI, A1111 and Forge, and every kind. diffusers, PEFT: for those libraries; plain LoRA only.",
                 ),
-                io.Combo.Input("save_format", options=list(FORMATS), default="as the file", tooltip="Number format of the factors."),
+                io.Combo.Input("save_format", options=list(AS_THE_FILE), default="as the file", tooltip="Number format of the factors."),
                 io.String.Input(
                     "metadata",
                     default="{}",
@@ -105,7 +107,7 @@ class LoomSaveAdapter(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name: Any = None, naming: Any = None, save_format: Any = None, metadata: Any = None) -> bool | str:
-        problem = choice_problem(naming=(naming, _NAMINGS), save_format=(save_format, list(FORMATS)))
+        problem = choice_problem(naming=(naming, _NAMINGS), save_format=(save_format, list(AS_THE_FILE)))
         problem = problem or target_problem("loras", name, "LoomSaveAdapter")
         if problem is None and isinstance(metadata, str):
             try:
@@ -120,22 +122,50 @@ class LoomSaveAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapters: tuple[Row, ...], name: str, naming: Any, save_format: str, metadata: str) -> io.NodeOutput:
-        output, row = target("loras", name, "LoomSaveAdapter"), _the_one(adapters)
-        file = adapter_file(row.name)
+        row = _the_one(adapters)
+        embedding = row.name.startswith(EMBEDDING)
+        kind = "embeddings" if embedding else "loras"
+        output, file = target(kind, name, "LoomSaveAdapter"), adapter_file(row.name)
         refuse_own_source(output, [file])
-        adapter = read_adapter(file)
-        if adapter.embeddings:
-            inside = ", ".join(adapter.embeddings)[:200]
-            raise ValueError(f"{row.name} has embeddings inside it ({inside}), for which no other scheme has names: it stays as it is.")
-        tensors = saved_tensors(adapter.layers, naming, FORMATS[save_format])
+        if embedding and " " in name:
+            raise ValueError(f"the name {name!r} has a space, and ComfyUI ends the name of an embedding at the first one: choose a name without.")
+        read = _embedding_content if embedding else _lora_content
+        content = read(row, file, naming, AS_THE_FILE[save_format])
         made = made_by("LoomSaveAdapter", {"naming": naming, "save_format": save_format}, [{"name": row.name, "sha256": sha256_of(file)}])
-        write_safetensors(output, tensors, saved_metadata(adapter.metadata, metadata, tensors, made))
-        remember("LoomSaveAdapter", name, output)
-        told = f"models/loras/{output.name}: {len(adapter.layers)} layers, {naming} names, {output.stat().st_size:,} bytes"
-        if adapter.not_understood:
-            first = adapter.not_understood[0][:100]
-            told += f"\nleft out, since they are not understood: {len(adapter.not_understood)} tensors, the first is {first}"
-        return io.NodeOutput((Row(name=output.name),), output.name, ui={"text": [told]})
+        write_safetensors(output, content.tensors, saved_metadata(content.metadata, metadata, content.tensors, made))
+        remember("LoomSaveAdapter", name, lambda: stamp(output))
+        told = f"models/{kind}/{output.name}: {output.stat().st_size:,} bytes, {content.told}"
+        new = Row(name=f"{EMBEDDING}{output.name}" if embedding else output.name)
+        return io.NodeOutput((new,), new.name, ui={"text": [told]})
+
+
+class _Content(NamedTuple):
+    """What goes into the new file."""
+
+    tensors: dict[str, torch.Tensor]
+    metadata: Mapping[str, str]
+    told: str
+
+
+def _lora_content(row: Row, file: Path, naming: Any, dtype: torch.dtype | None) -> _Content:
+    adapter = read_adapter(file)
+    if adapter.embeddings:
+        inside = ", ".join(adapter.embeddings)[:200]
+        raise ValueError(f"{row.name} has embeddings inside it ({inside}), for which no other scheme has names: it stays as it is.")
+    told = f"{len(adapter.layers)} layers, {naming} names"
+    if adapter.not_understood:
+        first = adapter.not_understood[0][:100]
+        told += f"\nleft out, since they are not understood: {len(adapter.not_understood)} tensors, the first is {first}"
+    return _Content(saved_tensors(adapter.layers, naming, dtype), adapter.metadata, told)
+
+
+def _embedding_content(row: Row, file: Path, naming: Any, dtype: torch.dtype | None) -> _Content:
+    if naming != _NAMINGS[0]:
+        raise ValueError(f"{row.name} is an embedding, which all programs read in one form: set naming to {_NAMINGS[0]}.")
+    embedding = read_embedding(file)
+    tensors = saved_embedding(embedding, dtype)
+    told = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+    return _Content(tensors, embedding.metadata, f"an embedding: {told}")
 
 
 def _choices() -> list[str]:
@@ -145,13 +175,13 @@ def _choices() -> list[str]:
 
 
 def _the_one(rows: tuple[Row, ...]) -> Row:
-    """The row that is on. Raises ValueError unless there is one, it is a LoRA, and nothing of it would be lost."""
+    """The row that is on. Raises ValueError unless there is one, it is no hypernetwork, and nothing of it would be lost."""
     on = [row for row in rows if row.on]
     if len(on) != 1:
         raise ValueError(f"there are {len(on)} adapters that are on: one can be saved. Several are merged into one by Merge Adapters.")
     row = on[0]
-    if not is_lora(row):
-        raise ValueError(f"{row.name} is no LoRA: embeddings and hypernetworks have one form only.")
+    if row.name.startswith(HYPERNETWORK):
+        raise ValueError(f"{row.name} is a hypernetwork: those have one form only.")
     if (row.model, row.clip) != (1.0, 1.0) or row.blocks or row.scheduled:
         raise ValueError(f"{row.name}: a file holds no weights, blocks or schedules. Set its weights to 1, or fold them in with Resize Adapter.")
     return row

@@ -1,12 +1,10 @@
 """Files that nodes make out of other files: their names, what is never overwritten, and how they are saved."""
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
-import torch
 from comfy_api.latest import io
 
 from ..trainer.adapters.files import FileError, read_header, sha256_of, write_safetensors
@@ -17,21 +15,17 @@ from ..trainer.adapters.soundness import shown
 from ..trainer.adapters.stack import Row
 from ..trainer.spec import NAME_PATTERN
 from .parts import Part
-from .paths import checkpoint_output, lora_output
+from .paths import checkpoint_output, embedding_output, lora_output
+from .stamps import remember, stamp
 
-FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-"""Number formats of an adapter's file."""
-
-# By node and name: how often the file has had to be made again, and the one that was made last. See `redone`.
-_REDO: Counter[tuple[str, str]] = Counter()
-_LEFT: dict[tuple[str, str], tuple[Path, int]] = {}
+_OUTPUTS = {"loras": lora_output, "checkpoints": checkpoint_output, "embeddings": embedding_output}
 
 
 def target(kind: str, name: str, node: str) -> Path:
-    """Where `node` puts a new file of models/`kind` (loras, checkpoints). Raises ValueError for a name that is none, and as `refuse_others`."""
+    """Where `node` puts a new file of models/`kind`. Raises ValueError for a name that is none, and as `refuse_others`."""
     if not NAME_PATTERN.fullmatch(name) or name.endswith((".", " ")):
         raise ValueError(f"the name {name!r} is not a plain file name: use letters, digits, spaces and . _ + - (at most 100).")
-    output = checkpoint_output(name) if kind == "checkpoints" else lora_output(name)
+    output = _OUTPUTS[kind](name)
     refuse_others(kind, output, node)
     return output
 
@@ -71,24 +65,6 @@ def refuse_own_source(output: Path, sources: Iterable[Path]) -> None:
         raise ValueError(f"{output.name} is one of the files that this is made of: choose another name.")
 
 
-def redone(node: str, name: str | None) -> int:
-    """For `fingerprint_inputs`: a number that changes when the file that the node made under this name is gone or another.
-
-    ComfyUI remembers a node's outputs, and files are not among them. A name that comes by a link is not told (None): then any of them counts.
-    """
-    for key in [(node, name)] if name is not None else [key for key in _LEFT if key[0] == node]:
-        left = _LEFT.get(key)
-        if left and (not left[0].is_file() or left[0].stat().st_mtime_ns != left[1]):
-            _REDO[key] += 1
-            del _LEFT[key]
-    return _REDO[node, name] if name is not None else sum(count for key, count in _REDO.items() if key[0] == node)
-
-
-def remember(node: str, name: str, output: Path) -> None:
-    """What `redone` compares with."""
-    _LEFT[node, name] = (output, output.stat().st_mtime_ns)
-
-
 def watched(node: Any, total: int) -> Callable[..., None]:
     """Moves ComfyUI's progress bar of the node, and raises its interrupt: call it with what is done."""
     bar = comfy.utils.ProgressBar(total, node_id=node)
@@ -125,6 +101,6 @@ def save_adapter(
     tensors = renamed(result.layers, "kohya")
     made = made_by(node, {**settings, "save_format": save_format}, files)
     write_safetensors(output, tensors, made_metadata(name, family, result.layers, tensors, made, metadata, base_model))
-    remember(node, name, output)
+    remember(node, name, lambda: stamp(output))
     text = "\n".join([result.report.text(), *more, f"saved as models/loras/{output.name}"])
     return io.NodeOutput((Row(name=output.name),), output.name, text, ui={"text": [text]})

@@ -6,11 +6,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import comfy.lora
+from comfy.model_patcher import get_key_weight
 from torch import nn
 
 from ..trainer.adapters.delta import changes_weight
 from ..trainer.adapters.layer_tensors import AdapterMathError, kind_of
-from ..trainer.adapters.layers import Layer, layer_size
+from ..trainer.adapters.layers import BIASES, Layer, layer_size
 from ..trainer.adapters.merge import is_text_encoder
 from ..trainer.adapters.reading import Adapter
 
@@ -31,8 +32,6 @@ _FAMILIES = {
 # Nothing in them refers to the model: that would keep it in memory.
 _BRANCHABLE: WeakKeyDictionary[Any, frozenset[str]] = WeakKeyDictionary()
 _NAMES: WeakKeyDictionary[Any, tuple[Mapping[str, Any], Mapping[str, tuple[int, ...]]]] = WeakKeyDictionary()
-
-_BIASES = ("diff_b", "b_norm")
 
 Target = Any
 """A patch's key as ComfyUI has it: a weight's name, or (name, (dimension, start, length)) for a part of a fused one."""
@@ -98,9 +97,9 @@ class Weights:
                     found.missing.append(key)
                 continue
             self._check(name, key, layer, target)
-            if any(suffix in layer for suffix in _BIASES) and weight_of(bias_of(target)) not in self.shapes:
+            if any(suffix in layer for suffix in BIASES) and weight_of(bias_of(target)) not in self.shapes:
                 found.missing.append(f"{key} (bias)")
-                layer = {suffix: tensor for suffix, tensor in layer.items() if suffix not in _BIASES}
+                layer = {suffix: tensor for suffix, tensor in layer.items() if suffix not in BIASES}
             if not layer.keys() - {"alpha"}:
                 continue
             side = found.clip if text else found.model
@@ -144,7 +143,9 @@ class Weights:
 def _names(model: Any, targets_of: Callable[[Any, dict[str, Any]], dict[str, Any]]) -> tuple[Mapping[str, Any], Mapping[str, tuple[int, ...]]]:
     """Targets by adapters' keys, and shapes by weights' names. They stay while the model is in memory."""
     if model not in _NAMES:
-        _NAMES[model] = targets_of(model, {}), {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+        # Layers that quantise show a state of packed numbers; their parameters know the weights' own shapes.
+        weights = {**model.state_dict(), **dict(model.named_parameters())}
+        _NAMES[model] = targets_of(model, {}), {name: tuple(weight.shape) for name, weight in weights.items()}
     return _NAMES[model]
 
 
@@ -154,6 +155,12 @@ def is_branchable(model: Any, target: Target) -> bool:
         modules = ((name, module) for name, module in model.model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d))
         _BRANCHABLE[model.model] = frozenset(name for name, module in modules if getattr(module, "groups", 1) == 1)
     return weight_of(target).rpartition(".")[0] in _BRANCHABLE[model.model]
+
+
+def is_readable(model: Any, target: Target) -> bool:
+    """Whether the numbers of a target's weight are known outside of its layer: not where a pack quantises in a way of its own, as GGUF's do."""
+    weight, _, convert = get_key_weight(model.model, weight_of(target))
+    return convert is not None or weight.is_floating_point()
 
 
 def weight_of(target: Target) -> str:

@@ -8,12 +8,14 @@ from pydantic import ValidationError
 
 from ..trainer.adapters.merge import MERGE_OPTIONS, MergeOptions, merge
 from ..trainer.adapters.merge_report import MergeResult
+from ..trainer.adapters.plain import FORMATS
 from ..trainer.adapters.stack import Row
 from ..trainer.typed import explain
 from .choices import choice_problem
-from .made import FORMATS, redone, refuse_own_source, save_adapter, sources_of, target, target_problem, watched
+from .made import refuse_own_source, save_adapter, sources_of, target, target_problem, watched
 from .parts import base_weights, blocks_of, common_family, merge_weight, not_carried, parts_of
 from .sockets import LoomAdapters
+from .stamps import redone
 
 _DEFAULTS: dict[str, Any] = {"rank": 0, "energy": 0.0, "density": 0.5, "drop_rate": 0.5, "seed": 0, "dare_variant": "linear"}
 _OF_METHOD = {

@@ -7,7 +7,7 @@ import torch
 from comfy.weight_adapter import WeightAdapterBase
 
 from ..trainer.adapters.layer_tensors import AdapterMathError
-from ..trainer.adapters.layers import Layer
+from ..trainer.adapters.layers import BIASES, Layer
 from ..trainer.adapters.total import total_bias_change, total_change
 from .matching import MatchError, Target, bias_of
 
@@ -60,7 +60,7 @@ def patches(parts_of: dict[Target, list[tuple[float, Layer]]], files: str) -> di
         ours = [(weight, layer) for weight, layer in parts if not any(name in layer for name in _COMFYUI_ONLY)]
         if ours:
             found[target] = SummedChange(ours, total_change, files)
-        biases = [(weight, layer) for weight, layer in ours if "diff_b" in layer or "b_norm" in layer]
+        biases = [(weight, layer) for weight, layer in ours if not BIASES.isdisjoint(layer)]
         if biases:
             found[bias_of(target)] = SummedChange(biases, total_bias_change, files)
     return found

@@ -130,7 +130,10 @@ class LoomOptimizer(io.ComfyNode):
                     tooltip="Where the average is kept. cpu spares the GPU a copy of what trains, and makes each step wait for it.",
                 ),
                 io.Boolean.Input(
-                    "save_average", default=True, optional=True, tooltip="What is saved: the average, or the last weights with the average kept aside."
+                    "save_average",
+                    default=True,
+                    optional=True,
+                    tooltip="What is saved: the average, or the last weights with the average kept aside.",
                 ),
                 LoomOptions.Input("options", optional=True, tooltip="Other options nodes, chained."),
             ],

@@ -13,7 +13,7 @@ from ..trainer.adapters.family import STABLE_DIFFUSION
 from ..trainer.adapters.layer_tensors import naming
 from ..trainer.adapters.merge import Weight, is_text_encoder
 from ..trainer.adapters.stack import HYPERNETWORK, Row
-from .matching import MatchError, Target, Weights, names, weight_of
+from .matching import MatchError, Target, Weights, is_readable, names, weight_of
 from .rows import Loaded, is_lora, load, row_files
 
 
@@ -103,7 +103,12 @@ def base_weights(parts: Sequence[Part], model: Any, clip: Any) -> Callable[[str]
 
 
 def _unpatched(patcher: Any, target: Target) -> torch.Tensor:
-    """The weight in fp32 on the CPU. A model that is in use has its patches in it, and the originals aside."""
+    """The weight in fp32 on the CPU. A model that is in use has its patches in it, and the originals aside.
+
+    Raises MatchError for one that is quantised by rules of another pack.
+    """
+    if not is_readable(patcher, target):
+        raise MatchError(f"{weight_of(target)} of the model is quantised so that only its layer can read it: connect one in fp16, bf16 or fp32.")
     weight, _, convert = get_key_weight(patcher.model, weight_of(target))
     kept = patcher.backup.get(weight_of(target))
     weight = (weight if kept is None else kept.weight).to(device="cpu", dtype=torch.float32, copy=True)

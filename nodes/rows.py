@@ -10,6 +10,9 @@ from ..trainer.adapters.reading import Adapter, read_adapter
 from ..trainer.adapters.stack import EMBEDDING, HYPERNETWORK, Row
 from .paths import PathError, adapter_file
 
+NOT_WHOLE = "has its parts under names that ComfyUI's prompts do not read. Save it with Save Adapter, and use that file."
+"""What is wrong with an embedding that ComfyUI would read a part of."""
+
 # By node: what its last execution used, so that another weight reads nothing again. A file that changed is another one.
 _KEPT: dict[str, dict[tuple[str, int, int], Adapter]] = {}
 _MOST_KEPT = 16

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from ..trainer.adapters.stack import EMBEDDING, Row
 from ..trainer.options import NewWord, Options
 from ..trainer.spec import Base, TextualInversionSpec
-from ..trainer.templates import TEMPLATES, templated
+from ..trainer.templates import TEMPLATES, named, templated
 from ..trainer.typed import explain
 from . import stamps
 from .choices import choice_problem
@@ -75,11 +75,6 @@ class LoomTrainTextualInversion(io.ComfyNode):
                     optional=True,
                     tooltip="Held-out pictures; their loss is measured before and after, and as often as Checkpointing Options say.",
                 ),
-                LoomDataset.Input(
-                    "class_dataset",
-                    optional=True,
-                    tooltip="Pictures of the class for prior preservation (DreamBooth); needs Prior Preservation in the options.",
-                ),
             ],
             outputs=[
                 LoomAdapters.Output(display_name="adapters", tooltip="The embedding as a row of a stack, whose words name it."),
@@ -126,7 +121,8 @@ class LoomTrainTextualInversion(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         options = options or Options()
-        refuse_options(options, "textual inversion", network="Network Options", word="New Word Options")
+        # Without the new word in their captions, pictures of a class would not be about anything that trains.
+        refuse_options(options, "textual inversion", network="Network Options", word="New Word Options", prior="Prior Preservation")
         spec = training_spec(
             TextualInversionSpec,
             base,
@@ -143,7 +139,7 @@ class LoomTrainTextualInversion(io.ComfyNode):
         return io.NodeOutput(
             (Row(name=word),),
             word,
-            prompt.replace(placeholder, word),
+            named(prompt, placeholder, word),
             {"loss": done.losses},
             done.samples(),
             done.loss_plot(),

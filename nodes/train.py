@@ -107,8 +107,7 @@ class LoomTrainLoRA(io.ComfyNode):
             output=str(lora_output(name)),
             network=network,
             word=word,
-            # Prompts name an embedding by its file, and their words end at spaces.
-            word_output=str(embedding_output(name.replace(" ", "_"))) if word else "",
+            word_output=str(embedding_output(name)) if word else "",
             **settings,
         )
         done = train(_NODE, cls.hidden.unique_id, spec)

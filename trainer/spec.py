@@ -153,7 +153,14 @@ class TrainLoRASpec(TrainingSpec):
     def _has_a_place(self) -> Self:
         if (self.word is not None) != bool(self.word_output):
             raise ValueError("word and word_output belong together")
+        if self.word:
+            _check_word_file(self.name)
         return self
+
+
+def _check_word_file(name: str) -> None:
+    if " " in name:
+        raise ValueError(f"the name {name!r} has spaces, and prompts call an embedding by its file's name as one word: write _ for them")
 
 
 class FineTuneSpec(TrainingSpec):
@@ -192,10 +199,11 @@ class TextualInversionSpec(TrainingSpec):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if re.search(r"[ ,]", self.name):
-            raise ValueError(f"the name {self.name!r} has spaces, and prompts call an embedding by its file's name as one word: write _ for them")
+        _check_word_file(self.name)
         if self.text.learning_rate:
             raise ValueError("textual inversion trains the new word alone: set learning_rate of Text Encoder Options to 0")
+        if self.prior:
+            raise ValueError("prior preservation has nothing to hold in textual inversion, which leaves the base as it is: take it out")
         return self
 
 

@@ -1,4 +1,5 @@
 """Captions around a new word: what textual inversion trains on instead of the pictures' own (https://arxiv.org/abs/2208.01618, section 4)."""
+import re
 from typing import Literal, get_args
 
 from .dataset import Dataset
@@ -55,6 +56,11 @@ def templated(datasets: tuple[Dataset, ...], template: Template, word: str) -> t
         )
         for dataset in datasets
     )
+
+
+def named(prompt: str, word: str, name: str) -> str:
+    """The prompt with `name` wherever it says `word`, as captions are read: as a whole word, in capitals or not."""
+    return re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", lambda _: name, prompt, flags=re.IGNORECASE)
 
 
 def with_word(datasets: tuple[Dataset, ...], word: str) -> tuple[Dataset, ...]:

@@ -76,17 +76,21 @@ def write_adapters(family: Any, folder: Path) -> None:
         write_safetensors(folder / f"{name}.safetensors", lora.adapter_tensors(adapted, network), {})
 
 
+def unet_state(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint's UNet, as core's loader for UNets takes them."""
+    import comfy.utils
+
+    return comfy.utils.state_dict_prefix_replace(comfy.utils.load_torch_file(str(checkpoint)), {UNET: ""}, filter_keys=True)
+
+
 class Model:
-    """A loaded checkpoint, and what a patcher of it predicts."""
+    """A UNet that core has loaded with `options`, and what a patcher of it predicts of latents of `side`."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, state: dict[str, torch.Tensor], side: int = 16, **options: Any) -> None:
         import comfy.sd
-        import comfy.utils
 
-        state = comfy.utils.load_torch_file(str(checkpoint))
-        unet = comfy.utils.state_dict_prefix_replace(state, {UNET: ""}, filter_keys=True)
-        self.patcher = comfy.sd.load_diffusion_model_state_dict(unet)
-        self.x = torch.randn(1, 4, 16, 16, generator=generator(0, "x")) * 5
+        self.patcher = comfy.sd.load_diffusion_model_state_dict(dict(state), model_options=options)
+        self.x = torch.randn(1, 4, side, side, generator=generator(0, "x")) * 5
         width = self.patcher.model.model_config.unet_config["context_dim"]
         self.text = torch.randn(1, 77, width, generator=generator(0, "text"))
         self.extra = {"y": torch.randn(1, 2816, generator=generator(0, "y"))} if width == 2048 else {}
@@ -94,13 +98,17 @@ class Model:
     def sigma(self, timestep: float) -> torch.Tensor:
         return self.patcher.model.model_sampling.sigma(torch.tensor([timestep]))
 
-    def predicts(self, patcher: Any, timestep: float = 500.0) -> torch.Tensor:
-        patcher.patch_model(device_to=torch.device("cpu"))
+    def predicts(self, patcher: Any, timestep: float = 500.0, room: int = 0, **more: Any) -> torch.Tensor:
+        """`room`: bytes that the device has for the weights, where it has not enough; the others stay where they are and are cast when used.
+
+        `more`: what the model gets beside text and time.
+        """
+        patcher.patch_model(device_to=torch.device("cpu"), lowvram_model_memory=room)
         try:
             with torch.inference_mode():
                 sigma = self.sigma(timestep)
-                options = {"wrappers": patcher.wrappers}
-                out = patcher.model.apply_model(self.x, sigma, c_crossattn=self.text, transformer_options=options, **self.extra)
+                options = {**patcher.model_options["transformer_options"], "wrappers": patcher.wrappers}
+                out = patcher.model.apply_model(self.x, sigma, c_crossattn=self.text, transformer_options=options, **self.extra, **more)
             return (self.x - out) / sigma
         finally:
             patcher.unpatch_model(device_to=torch.device("cpu"))
@@ -113,9 +121,14 @@ class Model:
             patcher.unpatch_model(device_to=torch.device("cpu"))
 
 
+def copied(control: dict[str, list[torch.Tensor]]) -> dict[str, list[torch.Tensor]]:
+    """A model takes what it uses out of the lists."""
+    return {place: list(tensors) for place, tensors in control.items()}
+
+
 def used_once(checkpoint: Path, apply: Callable[[Any], Any]) -> "weakref.ref[Any]":
     """A model that was used with adapters and that nobody needs any more."""
-    model = Model(checkpoint)
+    model = Model(unet_state(checkpoint))
     model.predicts(apply(model.patcher))
     return weakref.ref(model.patcher.model)
 
@@ -142,7 +155,7 @@ def main(name: str, folder: Path) -> None:
     base = Base(name="tiny", checkpoint=str(checkpoint), family=name, tokenizer=tokenizer, header_sha256=described.header.sha256, size=0, mtime_ns=0)
     write_adapters(load_family(base), loras)
     folder_paths.add_model_folder_path("loras", str(loras))
-    model = Model(checkpoint)
+    model = Model(unet_state(checkpoint))
     original = model.weights(model.patcher.clone())
     plain = model.predicts(model.patcher.clone())
     targets = Weights.of(model.patcher, None).model_targets
@@ -219,6 +232,21 @@ def main(name: str, folder: Path) -> None:
         told[f"core's after {mode}"] = relative(model.predicts(after), model.predicts(both))
         before = applied(rows([mixed[0], mixed[2]]), mode, to=chain([mixed[1]]))[0]
         told[f"core's before {mode}"] = relative(model.predicts(before), model.predicts(both))
+
+    # A ControlNet's outputs, and a patch that adds to attention as IP-Adapters do, before and after ours.
+    control = {"middle": [torch.randn(1, 320, 8, 8, generator=generator(0, "control"))]}
+
+    def with_image(patcher: Any) -> Any:
+        patcher = patcher.clone()
+        patcher.set_model_attn2_output_patch(lambda out, extra: out * 1.5)
+        return patcher
+
+    wanted = model.predicts(with_image(both), control=copied(control))
+    told["without them"] = relative(model.predicts(both), wanted)
+    for mode in ("merged", "live"):
+        orders = {"before": applied(rows(mixed), mode, to=with_image(model.patcher))[0], "after": with_image(applied(rows(mixed), mode)[0])}
+        for order, patcher in orders.items():
+            told[f"with an image {order} {mode} and a control"] = relative(model.predicts(patcher, control=copied(control)), wanted)
     twice = applied(rows([("dora", 0.6)]), "live", to=applied(rows([("first", 0.8)]), "live")[0])[0]
     told["a dora after a lora, live"] = relative(model.predicts(twice), model.predicts(reference([("first", 0.8), ("dora", 0.6)])[0]))
 
@@ -256,6 +284,12 @@ def main(name: str, folder: Path) -> None:
     told["no blocks"] = all(torch.equal(middle[key], original[key]) for key in original)
     outs = model.weights(applied(rows([("second", 1.0)], blocks="OUTALL"), "merged")[0])
     told["blocks of OUTALL"] = sorted({key.split(".")[1] for key in original if not torch.equal(outs[key], original[key])})
+
+    # What ComfyUI is told that live mode needs.
+    (factors,) = applied(rows([("first", 1.0), ("dora", 1.0)]), "live")[0].get_nested_additional_models()
+    files = (loras / "first.safetensors", loras / "dora.safetensors")
+    layers = [layer for file in files for key, layer in read_adapter(file).layers.items() if key in targets]
+    told["counted"] = factors.model_size() / sum(4 * layer[f"lora_{side}.weight"].numel() for layer in layers for side in ("up", "down"))
 
     # Nothing of ours keeps a model in memory.
     gone = used_once(checkpoint, lambda patcher: applied(rows([("dora", 0.6), ("second", 0.2)]), "live", to=patcher)[0])

@@ -120,7 +120,7 @@ def main(name: str, folder: Path) -> None:
         "text": relative(text.hidden, their_text),
         "pooled": None if text.pooled is None else relative(text.pooled, their_pooled),
         "readings": differ,
-        "embedding": [relative(a, clip.encode_from_tokens(clip.tokenize(text.replace("<thing>", "embedding:thing")))) for text, a in embedded.items()],
+        "embedding": [relative(ours, clip.encode_from_tokens(clip.tokenize(named(text)))) for text, ours in embedded.items()],
         "adapted text": relative(adapted_text, their_adapted_text),
         "text delta": relative(their_text, their_adapted_text),
         "unet": [relative(a, b) for a, b in zip(ours, theirs, strict=True)],
@@ -130,6 +130,10 @@ def main(name: str, folder: Path) -> None:
         "patched": len(adapted.patches),
     }
     print(json.dumps(told))
+
+
+def named(text: str) -> str:
+    return text.replace("<thing>", "embedding:thing")
 
 
 def random_embedding(family: Family, file: Path) -> dict[str, torch.Tensor]:

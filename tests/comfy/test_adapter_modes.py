@@ -58,6 +58,13 @@ def test_nodes_in_a_row_and_cores_around_ours_add_up(told: dict[str, Any]) -> No
     assert told["a dora after a lora, live"] < 2e-5
 
 
+def test_a_controlnet_and_patches_of_attention_go_with_both_modes(told: dict[str, Any]) -> None:
+    assert told["without them"] > 0.05
+    for order in ("before", "after"):
+        for mode in ("merged", "live"):
+            assert told[f"with an image {order} {mode} and a control"] < 2e-5, (order, mode)
+
+
 def test_a_changed_weight_is_computed_with_what_is_there_and_other_weights_are_not(told: dict[str, Any]) -> None:
     assert told["changed weights"] < 5e-5 and told["changed weights change"] > 0.01
     assert told["on changed weights"] < 5e-5
@@ -66,6 +73,10 @@ def test_a_changed_weight_is_computed_with_what_is_there_and_other_weights_are_n
 
 def test_a_model_that_is_not_used_any_more_is_freed(told: dict[str, Any]) -> None:
     assert told["freed"]
+
+
+def test_comfyui_counts_what_live_mode_needs_on_the_device(told: dict[str, Any]) -> None:
+    assert told["counted"] == 1
 
 
 def test_a_schedule_is_followed(told: dict[str, Any]) -> None:

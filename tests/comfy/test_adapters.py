@@ -28,6 +28,7 @@ def files(server: Server) -> Iterator[None]:
     write_embedding(models / "embeddings" / "words.safetensors", 768)
     write_embedding(models / "embeddings" / "wide.safetensors", 1024)
     write_embedding(models / "embeddings" / "two words.safetensors", 768)
+    _write_served_embeddings(models / "embeddings")
     write_hypernetwork(models / "hypernetworks" / "hyper.pt")
     key = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
     wide = {f"{key}.lora_up.weight": torch.ones(640, 4), f"{key}.lora_down.weight": torch.ones(4, 2048)}
@@ -41,6 +42,19 @@ def files(server: Server) -> Iterator[None]:
     for path in loras.glob("*.safetensors"):
         if path.stem in ("one", "two", "for_sdxl", "broken", "words_page"):
             path.unlink()
+
+
+def _write_served_embeddings(folder: Path) -> None:
+    """One embedding as concept libraries, A1111 and download sites serve it, and one of SDXL as a training script left it."""
+    vector = torch.randn(768, generator=torch.Generator().manual_seed(5)) * 0.3
+    for name in ("cat-toy", "bird", "advanced"):
+        (folder / name).mkdir(exist_ok=True)
+    torch.save({"<cat-toy>": vector}, folder / "cat-toy" / "learned_embeds.bin")
+    save_file({"<bird>": vector}, folder / "bird" / "learned_embeds.safetensors")
+    torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": vector[None]}, "name": "toy", "step": 500}, folder / "old.pt")
+    save_file({"emb_params": vector[None]}, folder / "flat.safetensors")
+    tables = {"text_encoders_0": torch.randn(2, 768), "text_encoders_1": torch.randn(2, 1280)}
+    save_file(tables, folder / "advanced" / "my_emb.safetensors")
 
 
 def row(name: str, model: float = 1.0, clip: float = 1.0, **more: Any) -> dict[str, Any]:
@@ -108,6 +122,50 @@ def test_rows_of_other_packs_embeddings_and_hypernetworks_stack_too(server: Serv
     graph["stack_of_one"] = node("LoomAdapterStack", rows=json.dumps([row("two.safetensors", 0.5, 0.5)]))
     without, _ = drawn(server, graph)
     assert np.abs(picture - without).mean() > 1, "the hypernetwork was not applied"
+
+
+def test_embeddings_work_as_they_are_served_in_their_folders_too(server: Server) -> None:
+    names = ("embedding:flat.safetensors", "embedding:cat-toy/learned_embeds.bin", "embedding:bird/learned_embeds.safetensors", "embedding:old.pt")
+    pictures = []
+    for name in names:
+        graph = applied([row(name)], "merged", "embedded")
+        words = server.run({"stack": graph["stack"], "words": graph["words"]})["words"]["text"][0]
+        assert words == name.rpartition(".")[0]
+        graph["positive"]["inputs"]["text"] = f"{PROMPT}, {words}"
+        pictures.append(drawn(server, graph)[0])
+    plain, _ = drawn(server, applied([], "merged", "not_embedded"))
+    assert np.abs(pictures[0] - plain).mean() > 1
+    assert all(np.array_equal(pictures[0], picture) for picture in pictures[1:])
+
+
+def test_an_embedding_that_comfyui_reads_a_part_of_is_told_and_saved_so_that_it_reads_all(server: Server) -> None:
+    name = "embedding:advanced/my_emb.safetensors"
+    load = {"load": node("LoomLoadAdapter", adapter=name, model_weight=1.0, clip_weight=1.0, blocks="")}
+    told = server.run({**load, "shown": node("PreviewAny", source=["load", 2])})["shown"]["text"][0]
+    assert "embedding, SDXL" in told and "Save it with Save Adapter" in told
+    save = {"adapters": ["load", 0], "name": "my_emb", "naming": "kohya", "save_format": "fp16", "metadata": '{"ss_trained_words": ["toy"]}'}
+    outputs = server.run({**load, "save": node("LoomSaveAdapter", **save)})
+    assert outputs["save"]["text"][0].startswith("models/embeddings/my_emb.safetensors: ")
+    folder = server.base / "models" / "embeddings"
+    made, source = load_file(folder / "my_emb.safetensors"), load_file(folder / "advanced" / "my_emb.safetensors")
+    assert torch.equal(made["clip_l"], source["text_encoders_0"].half()) and torch.equal(made["clip_g"], source["text_encoders_1"].half())
+    assert "set naming to kohya" in server.fail({**load, "save": node("LoomSaveAdapter", **{**save, "naming": "PEFT"})})
+    assert "has a space" in server.fail({**load, "save": node("LoomSaveAdapter", **{**save, "name": "my emb"})})
+
+
+def test_a_file_that_is_replaced_under_a_row_that_comes_by_a_link_is_read_anew(server: Server) -> None:
+    swapped = server.base / "models" / "loras" / "swapped.safetensors"
+    graph = applied([], "merged", "linked")
+    graph["rows"] = node("PrimitiveStringMultiline", value=json.dumps([row(swapped.name)]))
+    graph["stack"]["inputs"]["rows"] = ["rows", 0]
+    pictures = []
+    for source in ("one", "two"):
+        swapped.write_bytes(swapped.with_stem(source).read_bytes())
+        pictures.append(drawn(server, graph)[0])
+    assert not np.array_equal(*pictures)
+    again = dict(server.wait(server.queue(graph))["status"]["messages"])["execution_cached"]["nodes"]
+    swapped.unlink()
+    assert {"stack", "apply", "save"} <= set(again), "nothing has changed, and yet it was drawn again"
 
 
 def test_a_loaded_adapter_goes_before_a_stack_and_around_it_go_cores_nodes(server: Server) -> None:

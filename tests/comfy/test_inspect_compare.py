@@ -138,6 +138,25 @@ def test_the_steps_of_a_training_are_side_by_side(server: Server, outputs: dict[
         assert json.loads(picture.info["lora_loom.compare"])["columns"] == ["no adapter", "step 500", "the end"]
 
 
+def test_a_file_as_hubs_serve_it_is_called_by_its_folder(server: Server, loras: Path) -> None:
+    (loras / "hub").mkdir(exist_ok=True)
+    write(loras / "hub" / "pytorch_lora_weights.safetensors", "lora_unet")
+    graph = wrong([{"name": "hub/pytorch_lora_weights.safetensors"}], kind="adapters")
+    with Image.open(server.file(server.run(graph)["compare"]["images"][0])) as picture:
+        assert json.loads(picture.info["lora_loom.compare"])["columns"] == ["no adapter", "hub"]
+
+
+def test_another_step_of_a_training_is_drawn_without_a_change_of_the_graph(server: Server, loras: Path) -> None:
+    graph = wrong([{"name": "goes_on.safetensors"}], kind="steps")
+    write(loras / "goes_on.safetensors", "lora_unet")
+    columns = []
+    for step in (100, 200):
+        write(loras / f"goes_on-step{step:08d}.safetensors", "lora_unet")
+        with Image.open(server.file(server.run(graph)["compare"]["images"][0])) as picture:
+            columns.append(json.loads(picture.info["lora_loom.compare"])["columns"])
+    assert columns == [["no adapter", "step 100", "the end"], ["no adapter", "step 100", "step 200", "the end"]]
+
+
 def test_the_grid_is_saved_with_its_pictures_and_settings(server: Server, outputs: dict[str, Any]) -> None:
     (saved,) = outputs["compare"]["images"]
     assert (saved["type"], saved["subfolder"]) == ("output", "lora_loom")

@@ -78,7 +78,7 @@ def loras(server: Server, places: dict[str, Place]) -> Iterator[Path]:
     write(folder / "part_xl.safetensors", {of_sdxl: random_layer((640, 2048), 2, 2.0, 1)}, {})
     save_file({"a": torch.zeros(1)}, str(folder / "strangers.safetensors"))
     one = {"lora_unet_conv_in": random_layer((320, 4, 3, 3), 1, 1.0, 0)}
-    write(folder / "made_trained.safetensors", one, {"lora_loom.spec": "{}"})
+    write(folder / "made_trained.safetensors", one, {"lora_loom.spec": '{"task": "train_lora"}'})
     write(folder / "made_own.safetensors", one, {"lora_loom.made_by": made_by("LoomMergeAdapters", {}, [])})
     write(folder / "made_saved.safetensors", one, {"lora_loom.spec": "{}", "lora_loom.made_by": made_by("LoomSaveAdapter", {}, [])})
     yield folder
@@ -318,7 +318,7 @@ def test_resizing_to_the_rank_that_is_there_changes_nothing_and_weights_are_fold
         (merge("x", save_format="fp8"), "save_format: there is no 'fp8': choose one of fp16, bf16, fp32."),
         (resize(rank=0), "how much to keep"),
         (resize(save_format="fp8"), "choose one of fp16, bf16, fp32."),
-        (node("LoomBakeCheckpoint", checkpoint=BASE, adapters=["stack", 0], name="x", dtype="fp8"), "choose one of as the file, fp16, fp32."),
+        (node("LoomBakeCheckpoint", checkpoint=BASE, adapters=["stack", 0], name="x", dtype="fp8"), "choose one of as the file, fp16, bf16, fp32."),
         (extract(tuned=BASE), "there is no difference"),
         (extract(tuned=BASE, rank=0), "how much to keep"),
         (extract(tuned="no.safetensors"), "not in ComfyUI's checkpoints"),

@@ -24,7 +24,7 @@ def data(**settings: Any) -> dict[str, Any]:
 
 def tuning(name: str, **settings: Any) -> dict[str, Any]:
     """A fine-tune, in node "train"."""
-    numbers = {"steps": 3, "batch_size": 1, "learning_rate": 1e-4, "seed": 1, "save_format": "fp32", "options": ["sampling", 0], **settings}
+    numbers = {"steps": 3, "batch_size": 1, "learning_rate": 1e-4, "seed": 1, "save_format": "fp16", "options": ["sampling", 0], **settings}
     return {**data(), "train": node("LoomFineTune", base=["base", 0], dataset=["size", 0], name=name, **numbers)}
 
 
@@ -68,7 +68,7 @@ def test_a_fine_tune_is_a_checkpoint_that_cores_loader_draws_with(server: Server
 
 
 def test_a_learning_rate_of_zero_gives_back_the_checkpoint_to_the_bit(server: Server) -> None:
-    server.run(tuning("still", learning_rate=0.0, steps=1, save_format="fp16"))
+    server.run(tuning("still", learning_rate=0.0, steps=1))
     checkpoints = server.base / "models" / "checkpoints"
     base, still = load_file(checkpoints / "mini_base.safetensors"), load_file(checkpoints / "still.safetensors")
     assert base.keys() == still.keys()
@@ -95,7 +95,7 @@ def test_a_word_and_a_lora_are_trained_together_and_stacked(server: Server) -> N
         {
             **data(),
             "word": node("LoomNewWord", placeholder=WORD, initializer="apple", vectors=1, learning_rate=0.05, options=["sampling", 0]),
-            "train": node("LoomTrainLoRA", base=["base", 0], dataset=["size", 0], name="my bun", options=["word", 0], **numbers),
+            "train": node("LoomTrainLoRA", base=["base", 0], dataset=["size", 0], name="my_bun", options=["word", 0], **numbers),
             "stack": node("LoomAdapterStack", rows="[]", adapters=["train", 0]),
             "apply": node("LoomApplyAdapters", model=["checkpoint", 0], clip=["checkpoint", 1], adapters=["stack", 0], mode="merged", strength=1.0),
             **drawing_graph(["apply", 0], ["apply", 1], ["stack", 2], "pivotal", steps=3),
@@ -104,7 +104,7 @@ def test_a_word_and_a_lora_are_trained_together_and_stacked(server: Server) -> N
     assert (server.base / "models" / "embeddings" / "my_bun.safetensors").is_file()
     own = picture(server, done)
     strengths = {"strength_model": 1.0, "strength_clip": 1.0}
-    lora = node("LoraLoader", model=["checkpoint", 0], clip=["checkpoint", 1], lora_name="my bun.safetensors", **strengths)
+    lora = node("LoraLoader", model=["checkpoint", 0], clip=["checkpoint", 1], lora_name="my_bun.safetensors", **strengths)
     assert np.array_equal(own, drawn(server, "embedding:my_bun", ["lora", 0], ["lora", 1], lora=lora))
 
 
@@ -115,9 +115,10 @@ def test_a_word_and_a_lora_are_trained_together_and_stacked(server: Server) -> N
         (inverting("b", placeholder="apple"), "'apple' is a word that the base knows already"),
         (inverting("b", vectors=1, initializer="apple pie"), "set vectors to 2"),
         (inverting("b", options=["network", 0]) | {"network": node("LoomNetwork")}, "Network Options has no part in textual inversion"),
+        (inverting("b", options=["prior", 0]) | {"prior": node("LoomPrior", class_prompt="food")}, "Prior Preservation has no part in"),
         (tuning("t", class_dataset=["size", 0], options=["prior", 0]) | {"prior": node("LoomPrior", class_prompt="")}, "pictures of the subject too"),
     ],
-    ids=["foreign file", "known word", "long initializer", "foreign options", "class is subject"],
+    ids=["foreign file", "known word", "long initializer", "foreign options", "prior of a word", "class is subject"],
 )
 def test_what_cannot_be_trained_is_told(server: Server, graph: dict[str, Any], words: str) -> None:
     for entry in graph.values():

@@ -12,7 +12,7 @@ from trainer.adapters.layer_tensors import AdapterMathError
 from trainer.adapters.metadata import tensors_sha256
 from trainer.adapters.reading import read_adapter
 from trainer.adapters.renaming import NamingError
-from trainer.adapters.saving import FORMATS, MetadataError, parse_changes, saved_metadata, saved_tensors
+from trainer.adapters.saving import AS_THE_FILE, MetadataError, parse_changes, saved_metadata, saved_tensors
 
 KEYS = (
     "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q",
@@ -32,13 +32,13 @@ def layers(dtype: torch.dtype, alpha: float = 3.0) -> dict[str, dict[str, Tensor
 
 
 @pytest.mark.parametrize("scheme", ["kohya", "diffusers", "PEFT"])
-@pytest.mark.parametrize("save_format", FORMATS)
+@pytest.mark.parametrize("save_format", AS_THE_FILE)
 def test_what_is_saved_and_read_again_changes_the_model_as_before(scheme: str, save_format: str, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     original = layers(torch.float32)
     # peft's configuration of the file that was read: alpha is folded in already, and must not be taken once more.
     config = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 3.0, "text_encoder.r": 4, "text_encoder.lora_alpha": 3.0})}
-    tensors = saved_tensors(original, scheme, FORMATS[save_format])
+    tensors = saved_tensors(original, scheme, AS_THE_FILE[save_format])
     write_safetensors(path, tensors, saved_metadata({"ss_base_model_version": "sd_1.5", **config}, "{}", tensors, MADE))
     adapter = read_adapter(path)
     assert adapter.naming == scheme
@@ -47,7 +47,7 @@ def test_what_is_saved_and_read_again_changes_the_model_as_before(scheme: str, s
     for key, layer in adapter.layers.items():
         exact = delta(original[key], dtype=torch.float64)
         assert float((delta(layer, dtype=torch.float64) - exact).norm() / exact.norm()) < tolerance
-    assert {tensor.dtype for name, tensor in tensors.items() if "alpha" not in name} == {FORMATS[save_format] or torch.float32}
+    assert {tensor.dtype for name, tensor in tensors.items() if "alpha" not in name} == {AS_THE_FILE[save_format] or torch.float32}
 
 
 def test_a_value_is_rounded_once() -> None:

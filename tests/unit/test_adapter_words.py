@@ -24,7 +24,8 @@ def test_words_and_tags_that_are_nested_without_end_count_as_none() -> None:
     [
         ({}, None),
         ({"ss_steps": "1"}, None),
-        ({"lora_loom.spec": "{}"}, TRAINING),
+        ({"lora_loom.spec": '{"task": "train_lora"}'}, TRAINING),
+        ({"lora_loom.spec": "{}"}, ""),
         ({"lora_loom.made_by": made_by("LoomMergeAdapters", {}, [])}, "LoomMergeAdapters"),
         ({"lora_loom.spec": "{}", "lora_loom.made_by": made_by("LoomSaveAdapter", {}, [])}, "LoomSaveAdapter"),
         ({"lora_loom.made_by": "{}"}, ""),

@@ -327,6 +327,7 @@ def test_what_the_precision_flushes_to_zero_is_counted() -> None:
     report = merge([tiny], [1.0], Concatenate()).report
     assert report.total.flushed == 2
     assert "2 values became zero in fp16" in report.text()
+    assert f"clipping: none; the largest value is {report.layers[0].largest:.3g}" in report.text()
     assert in_float32([tiny], [1.0], Concatenate()).report.total.flushed == 0
 
 

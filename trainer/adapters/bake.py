@@ -16,6 +16,8 @@ from .delta import bias_delta, changes_weight
 from .files import FileError, Header, read_header, replacing
 from .layer_tensors import AdapterMathError, naming
 from .layers import Layer
+from .metadata import HASH
+from .saving import HASHES
 from .soundness import FLOATS, WHOLE
 from .total import total_bias_change, total_change
 
@@ -24,10 +26,7 @@ Parts = Mapping[str, Sequence[tuple[float, Layer]]]
 
 _SPARE_BYTES = 64 * 2**20
 _SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
-_NAMES = {torch.float16: "F16", torch.float32: "F32"}
-_HASH = "modelspec.hash_sha256"
-# Those that other programs reckon by rules of their own; they would be wrong for the new tensors.
-_STALE = ("sshs_model_hash", "sshs_legacy_hash", _HASH)
+_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def bake(
 ) -> Baked:
     """Write `source` with the changes of `parts` to `output`: W' = W + sum in fp32, rounded once. All other tensors are the same bytes.
 
-    `places`: see `checkpoint_layers`. `metadata`: to add to the file's own; hashes in it are made anew. `dtype`: float16 or float32 for all
+    `places`: see `checkpoint_layers`. `metadata`: to add to the file's own; hashes in it are made anew. `dtype`: float16, bfloat16 or float32 for all
     tensors whose names begin with one of `converted`; none: each keeps its own. `progress(done, tensors)` is called after each; what it
     raises ends the work, and `output` is what it was. One tensor is in memory at a time.
 
@@ -71,8 +70,8 @@ def bake(
     names = sorted(formats, key=lambda name: -_SIZES.get(formats[name], 1))
     sizes = [math.prod(header.shape(name)) * _SIZES.get(formats[name], 1) for name in names]
     changes = _changes(places, parts)
-    kept = {key: value for key, value in header.metadata.items() if key not in _STALE} | dict(metadata)
-    blank = _header(header, names, sizes, formats, kept | {_HASH: "0x" + "0" * 64})
+    kept = {key: value for key, value in header.metadata.items() if key not in HASHES} | dict(metadata)
+    blank = _header(header, names, sizes, formats, kept | {HASH: "0x" + "0" * 64})
     check_room(output.parent, len(blank) + sum(sizes), output.name)
     digest = hashlib.sha256()
     lost = _Lost()
@@ -93,7 +92,7 @@ def bake(
             if progress:
                 progress(done, len(names))
         written.seek(0)
-        written.write(_header(header, names, sizes, formats, kept | {_HASH: f"0x{digest.hexdigest()}"}))
+        written.write(_header(header, names, sizes, formats, kept | {HASH: f"0x{digest.hexdigest()}"}))
     return Baked(len(blank) + sum(sizes), len(names), changed, lost.share, _unused(places, parts))
 
 

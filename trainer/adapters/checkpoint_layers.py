@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..families.detect import UNET, Checkpoint, TextShape
+from ..families.open_clip import pieces
 from .extract import Pair
 from .files import FileError
 from .ldm import Path as Words
@@ -16,21 +17,6 @@ from .soundness import FLOATS
 
 # LDM's paths are numbered by the blocks a level; `to_diffusers` knows them for two residual blocks and a down-sampling.
 _USUAL = 3
-# OpenCLIP's names (https://github.com/mlfoundations/open_clip) as transformers'.
-_OPEN_CLIP = {
-    "positional_embedding": "embeddings.position_embedding.weight",
-    "token_embedding.weight": "embeddings.token_embedding.weight",
-    "ln_final.weight": "final_layer_norm.weight",
-    "ln_final.bias": "final_layer_norm.bias",
-}
-_OPEN_CLIP_LAYER = {
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-}
-_RESIDUAL = "transformer.resblocks."
 _ADAPTABLE = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 _SCALES = ("scaled_fp8", ".scale_weight", ".weight_scale")
 BIAS = ".bias"
@@ -141,21 +127,10 @@ def _text_places(name: str, shape: tuple[int, ...], text: TextShape, prefix: str
     own = name.removeprefix(text.prefix)
     if not text.open_clip:
         yield from _text_place(own, prefix, Place(name, shape))
-    elif own == "text_projection":
-        yield from _text_place("text_projection.weight", prefix, Place(name, shape[::-1], transposed=True))
-    elif own in ("text_projection.weight", *_OPEN_CLIP):
-        yield from _text_place(_OPEN_CLIP.get(own, own), prefix, Place(name, shape))
-    elif own.startswith(_RESIDUAL):
-        number, _, rest = own.removeprefix(_RESIDUAL).partition(".")
-        layer = f"encoder.layers.{number}."
-        if rest.startswith("attn.in_proj_"):
-            kind = rest.removeprefix("attn.in_proj_")
-            third = (shape[0] // 3, *shape[1:])
-            for index, part in enumerate("qkv"):
-                yield from _text_place(f"{layer}self_attn.{part}_proj.{kind}", prefix, Place(name, third, (index, 3)))
-        else:
-            module, _, kind = rest.rpartition(".")
-            yield from _text_place(f"{layer}{_OPEN_CLIP_LAYER.get(module, module)}.{kind}", prefix, Place(name, shape))
+        return
+    for piece in pieces(own):
+        held = shape[::-1] if piece.transposed else (shape[0] // piece.part[1], *shape[1:])
+        yield from _text_place(piece.name, prefix, Place(name, held, piece.part, piece.transposed))
 
 
 def _text_place(own: str, prefix: str, place: Place) -> Iterator[tuple[str, Place]]:

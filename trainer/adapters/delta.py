@@ -1,8 +1,8 @@
 """What a layer of an adapter adds to the weight: the change itself, or exact factors of it.
 
-LoRA https://arxiv.org/abs/2106.09685, LoHa
-https://arxiv.org/abs/2108.06098, LoKr, GLoRA and the others as LyCORIS has them (https://arxiv.org/abs/2309.14859), DoRA
-https://arxiv.org/abs/2402.09353, OFT https://arxiv.org/abs/2306.07280, BOFT https://arxiv.org/abs/2311.06243, (IA)^3 https://arxiv.org/abs/2205.05638.
+LoRA https://arxiv.org/abs/2106.09685, LoHa https://arxiv.org/abs/2108.06098, LoKr, GLoRA and the others as LyCORIS has them
+(https://arxiv.org/abs/2309.14859), DoRA https://arxiv.org/abs/2402.09353, OFT https://arxiv.org/abs/2306.07280, BOFT
+https://arxiv.org/abs/2311.06243, (IA)^3 https://arxiv.org/abs/2205.05638.
 """
 import math
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from .layer_tensors import RELATIVE, AdapterMathError, check_chain, get, kind_of, matrix, pair, scale_of
-from .layers import Layer
+from .layers import BIASES, Layer
 from .lowrank import Factors
 from .relative_delta import CHANGES, decomposed
 
 
 def changes_weight(layer: Layer) -> bool:
     """Whether the layer changes a weight; some change a bias alone (`diff_b`, `b_norm`)."""
-    return not {"diff_b", "b_norm"} >= set(layer) - {"alpha"}
+    return not set(layer) - {"alpha"} <= BIASES
 
 
 def needs_base(layer: Layer) -> bool:

@@ -1,9 +1,11 @@
 """Textual-inversion embeddings (https://arxiv.org/abs/2208.01618): a few vectors that a prompt names and that stand for words.
 
-Layouts: A1111's and kohya's `emb_params`, `clip_l` with `clip_g` for SDXL, diffusers' one tensor under the token's own name, and A1111's
-pickle with `string_to_param`. ComfyUI reads them in comfy/sd1_clip.py.
+Layouts: A1111's and kohya's `emb_params`, `clip_l` with `clip_g` for SDXL, diffusers' one tensor under the token's own name (learned_embeds),
+A1111's pickle with `string_to_param`, and `text_encoders_0` with `text_encoders_1` as diffusers' advanced DreamBooth scripts wrote them.
+ComfyUI reads them in comfy/sd1_clip.py: by the encoder's name, or else the first tensor for every encoder.
 """
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,17 +21,22 @@ from .soundness import check_values, checked_shapes, shown
 _BY_WIDTH = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
 _NAMED = frozenset({"clip_l", "clip_g", "clip_h", "t5xxl"})
 _FAMILIES = {"clip_l": "SD 1.x", "clip_h": "SD 2.x", "clip_g": "SDXL"}
+_NUMBERED = re.compile(r"text_encoders_\d")
 _MOST_VECTORS = 1000  # A prompt has room for 75.
 _PICKLE_LIMIT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """Vectors (count, width) by text encoder (`clip_l`, `clip_h`, `clip_g`, `t5xxl`), as stored. `token`: the name in the file, if any."""
+    """Vectors (count, width) by text encoder (`clip_l`, `clip_h`, `clip_g`, `t5xxl`), as stored.
+
+    `token`: the name in the file, if any. `whole_in_comfyui`: whether ComfyUI gives every text encoder its part of the file.
+    """
 
     vectors: Mapping[str, Tensor]
     family: str | None
     token: str | None = None
+    whole_in_comfyui: bool = True
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -39,11 +46,19 @@ def embedding_parts(shapes: Mapping[str, Shape]) -> dict[str, str] | None:
         return None
     if shapes.keys() <= _NAMED:
         return {name: name for name in shapes}
+    if all(map(_NUMBERED.fullmatch, shapes)):
+        parts = {_BY_WIDTH.get(shape[-1], ""): name for name, shape in shapes.items()}
+        return parts if len(parts) == len(shapes) and "" not in parts else None
     if "emb_params" in shapes or len(shapes) == 1:
         name = "emb_params" if "emb_params" in shapes else next(iter(shapes))
         encoder = _BY_WIDTH.get(shapes[name][-1])
         return {encoder: name} if encoder and len(shapes) == 1 else None
     return None
+
+
+def is_whole_in_comfyui(parts: Mapping[str, str]) -> bool:
+    """Whether ComfyUI gives each text encoder its part, of `embedding_parts`."""
+    return len(parts) == 1 or all(encoder == name for encoder, name in parts.items())
 
 
 def embedding_family(encoders: Mapping[str, object]) -> str | None:
@@ -78,8 +93,8 @@ def read_embedding(path: Path) -> Embedding:
             found = {name: file.get_tensor(name).clone() for name in parts.values()}
     except (SafetensorError, OSError) as error:
         raise FileError(f"{path.name} cannot be read: {shown(str(error))}. Download it again.") from error
-    token = next(iter(found)) if len(found) == 1 and not found.keys() & (_NAMED | {"emb_params"}) else None
-    return _checked({encoder: found[name] for encoder, name in parts.items()}, path.name, token, header.metadata)
+    tables = {encoder: found[name] for encoder, name in parts.items()}
+    return _checked(tables, path.name, _token(found), is_whole_in_comfyui(parts), header.metadata)
 
 
 def embedding_of(content: Any, file: str) -> Embedding | None:
@@ -96,17 +111,29 @@ def embedding_of(content: Any, file: str) -> Embedding | None:
     if parts is None:
         return None
     said = content.get("name")
-    token = said if isinstance(said, str) else next((name for name in tensors if name != "*" and name not in _NAMED), None)
-    return _checked({encoder: plain_tensor(tensors[name], name, file) for encoder, name in parts.items()}, file, token, {})
+    token = said if isinstance(said, str) else _token(tensors)
+    tables = {encoder: plain_tensor(tensors[name], name, file) for encoder, name in parts.items()}
+    return _checked(tables, file, token, is_whole_in_comfyui(parts), {})
 
 
-def _checked(vectors: dict[str, Tensor], file: str, token: str | None, metadata: Mapping[str, str]) -> Embedding:
+def embedding_tensors(embedding: Embedding) -> dict[str, Tensor]:
+    """The file's tensors in the layout that ComfyUI, A1111, Forge and diffusers read: one table as `emb_params`, several by their encoders."""
+    tables = dict(embedding.vectors)
+    return {"emb_params": tables.popitem()[1]} if len(tables) == 1 and tables.keys() <= {"clip_l", "clip_h"} else tables
+
+
+def _token(names: Iterable[str]) -> str | None:
+    """The first name that is a word's, not a layout's."""
+    return next((name for name in names if name not in _NAMED | {"*", "emb_params"} and not _NUMBERED.fullmatch(name)), None)
+
+
+def _checked(vectors: dict[str, Tensor], file: str, token: str | None, whole: bool, metadata: Mapping[str, str]) -> Embedding:
     for encoder, tensor in vectors.items():
         if not tensor.is_floating_point():
             raise FileError(f"{file}: the vectors for {encoder} are whole numbers ({tensor.dtype}). Convert the file.")
         check_values(tensor, token or encoder, file)
     tables = {encoder: tensor.reshape(-1, tensor.shape[-1]) for encoder, tensor in vectors.items()}
-    return Embedding(tables, embedding_family(tables), token, dict(metadata))
+    return Embedding(tables, embedding_family(tables), token, whole, dict(metadata))
 
 
 def _is_vectors(shape: Shape) -> bool:

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from pydantic import Field
 
 from ..typed import Model
-from .embedding import Embedding, embedding_family, embedding_parts
+from .embedding import Embedding, embedding_family, embedding_parts, is_whole_in_comfyui
 from .family import STABLE_DIFFUSION
 from .files import FileError, Header
 from .hypernetwork import Hypernetwork
@@ -49,7 +49,8 @@ class AdapterFacts(Model):
     `ranks`: how many layers have each rank. `alpha`: the network's alpha as the metadata states it (the tensors hold each layer's own).
     `layers_with_alpha`: those that have one; the others' scale is 1. `parts`: layers by UNet, text encoder, transformer. `dtypes`: tensors by
     number type. `decomposed`: layers with a DoRA magnitude. `not_understood`: tensors that are not applied, with the first names of them.
-    For an embedding: `vectors` and their `widths`; for a hypernetwork its `widths`. `bundled`: embeddings inside a LoRA's file.
+    For an embedding: `vectors`, their `widths`, and whether all of them are read by ComfyUI's CLIPTextEncode (`whole_in_comfyui`); for a
+    hypernetwork its `widths`. `bundled`: embeddings inside a LoRA's file.
     """
 
     kind: FileKind
@@ -64,6 +65,7 @@ class AdapterFacts(Model):
     decomposed: int = 0
     vectors: int = 0
     widths: tuple[int, ...] = ()
+    whole_in_comfyui: bool = True
     bundled: tuple[str, ...] = ()
     not_understood: int = 0
     not_understood_names: tuple[str, ...] = ()
@@ -84,6 +86,7 @@ def describe_adapter(header: Header, file: str) -> AdapterFacts:
             family=embedding_family(embedding),
             vectors=first[0] if len(first) == 2 else 1,
             widths=tuple(shapes[name][-1] for name in embedding.values()),
+            whole_in_comfyui=is_whole_in_comfyui(embedding),
             dtypes=_dtypes(header),
             parameters=sum(map(math.prod, shapes.values())),
         )
@@ -115,6 +118,7 @@ def describe_embedding(embedding: Embedding) -> AdapterFacts:
         family=embedding.family,
         vectors=tables[0].shape[0],
         widths=tuple(table.shape[1] for table in tables),
+        whole_in_comfyui=embedding.whole_in_comfyui,
         parameters=sum(table.numel() for table in tables),
     )
 

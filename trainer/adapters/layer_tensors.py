@@ -2,12 +2,11 @@
 import contextlib
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .layers import Layer as Layer
+from .layers import BESIDE, KINDS, Layer, kinds_in
 from .lowrank import Factors
 
 
@@ -24,40 +23,19 @@ def naming(key: str) -> Iterator[None]:
         raise AdapterMathError(f"{key}: {error}") from error
 
 
-class _Names(NamedTuple):
-    required: frozenset[str]
-    optional: frozenset[str]
-
-
-def _names(required: str, optional: str = "") -> _Names:
-    return _Names(frozenset(required.split()), frozenset(optional.split()))
-
-
-_KINDS = {
-    "LoRA": _names("lora_up.weight lora_down.weight", "lora_mid.weight"),
-    "LoHa": _names("hada_w1_a hada_w1_b hada_w2_a hada_w2_b", "hada_t1 hada_t2"),
-    "LoKr": _names("", "lokr_w1 lokr_w1_a lokr_w1_b lokr_w2 lokr_w2_a lokr_w2_b lokr_t2"),
-    "GLoRA": _names("a1.weight a2.weight b1.weight b2.weight"),
-    "OFT": _names("oft_blocks", "rescale"),
-    "(IA)^3": _names("weight on_input"),
-    "full difference": _names("diff"),
-    "norm difference": _names("w_norm"),
-    "replaced weight": _names("set_weight"),
-}
-_BESIDE = frozenset({"alpha", "dora_scale", "diff_b", "b_norm"})
 _DECOMPOSABLE = frozenset({"LoRA", "LoHa", "LoKr", "GLoRA"})
-RELATIVE = frozenset({"GLoRA", "OFT", "(IA)^3", "replaced weight"})
+RELATIVE = frozenset({"GLoRA", "OFT", "IA3", "replaced weight"})
 """Kinds whose change depends on the weight that it is added to."""
 
 
 def kind_of(layer: Layer) -> str:
     """Which of the kinds the layer is. Raises AdapterMathError for none, for two at once, and for tensors that are missing or not understood."""
-    names = set(layer) - _BESIDE
-    found = [kind for kind, (required, optional) in _KINDS.items() if names & (required | optional)]
+    names = set(layer) - BESIDE
+    found = kinds_in(names)
     if len(found) != 1:
         held = " and ".join(found) or "no kind of adapter that is known"
         raise AdapterMathError(f"the layer holds {held} ({', '.join(sorted(layer))}): one kind a layer can be computed with")
-    required, optional = _KINDS[found[0]]
+    required, optional = KINDS[found[0]]
     if names - required - optional or required - names:
         wrong = [f"{name} is not understood" for name in sorted(names - required - optional)]
         wrong += [f"{name} is missing" for name in sorted(required - names)]

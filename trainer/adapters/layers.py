@@ -5,7 +5,7 @@ Names and shapes are those that ComfyUI reads (comfy/weight_adapter in 0.3.75); 
 """
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, cast
 
 from torch import Tensor
 
@@ -15,48 +15,57 @@ Shape: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = Mapping[str, Shape]
 LayerKind = Literal["LoRA", "LoHa", "LoKr", "GLoRA", "OFT", "BOFT", "IA3", "full difference"]
 
-_LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-_GLORA = ("a1.weight", "a2.weight", "b1.weight", "b2.weight")
-_LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
-_DIFFERENCE = ("diff", "diff_b", "w_norm", "b_norm", "set_weight")
-SUFFIXES = (
-    *("lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha", "dora_scale", "reshape_weight"),
-    *_LOHA,
-    *("hada_t1", "hada_t2"),
-    *_LOKR,
-    *_GLORA,
-    *("oft_blocks", "rescale", "on_input", "weight"),
-    *_DIFFERENCE,
-)
+
+class Tensors(NamedTuple):
+    """The suffixes of one kind's own tensors: those that a layer of it must have, and those that it may."""
+
+    required: frozenset[str]
+    optional: frozenset[str]
+
+
+def _tensors(required: str, optional: str = "") -> Tensors:
+    return Tensors(frozenset(required.split()), frozenset(optional.split()))
+
+
+KINDS = {
+    "LoRA": _tensors("lora_up.weight lora_down.weight", "lora_mid.weight"),
+    "LoHa": _tensors("hada_w1_a hada_w1_b hada_w2_a hada_w2_b", "hada_t1 hada_t2"),
+    "LoKr": _tensors("", "lokr_w1 lokr_w1_a lokr_w1_b lokr_w2 lokr_w2_a lokr_w2_b lokr_t2"),
+    "GLoRA": _tensors("a1.weight a2.weight b1.weight b2.weight"),
+    "OFT": _tensors("oft_blocks", "rescale"),
+    "IA3": _tensors("weight on_input"),
+    "full difference": _tensors("diff"),
+    "norm difference": _tensors("w_norm"),
+    "replaced weight": _tensors("set_weight"),
+}
+"""How the arithmetic tells layers apart. A file's kind (`layer_kind`) takes the last three as one, and four-dimensional OFT as BOFT."""
+BIASES = frozenset({"diff_b", "b_norm"})
+BESIDE = BIASES | {"alpha", "dora_scale"}
+"""What may be beside the tensors of a kind."""
+SUFFIXES = frozenset({"reshape_weight"}).union(BESIDE, *(kind.required | kind.optional for kind in KINDS.values()))
 """Every canonical suffix. `weight` belongs to a layer only beside `on_input`: anything has a weight."""
 NOT_FACTORS = frozenset({"alpha", "reshape_weight", "on_input"})
 """Those that may be whole numbers."""
 
-_REQUIRED: dict[LayerKind, tuple[str, ...]] = {
-    "LoRA": ("lora_up.weight", "lora_down.weight"),
-    "LoHa": _LOHA,
-    "GLoRA": _GLORA,
-    "OFT": ("oft_blocks",),
-    "BOFT": ("oft_blocks",),
-    "IA3": ("weight", "on_input"),
-}
-_MATRICES = frozenset({"lora_up.weight", "lora_down.weight", *_LOHA, *_GLORA, *_LOKR} - {"lokr_t2"})
+_OF_A_DIFFERENCE = ("full difference", "norm difference", "replaced weight")
+_MATRICES = frozenset().union(*(KINDS[kind].required | KINDS[kind].optional for kind in ("LoRA", "LoHa", "LoKr", "GLoRA")))
+# A Tucker core is checked where it is used.
+_MATRICES -= {"lora_mid.weight", "hada_t1", "hada_t2", "lokr_t2"}
+
+
+def kinds_in(suffixes: Collection[str]) -> list[str]:
+    """The kinds that any of the suffixes belongs to, in the order of KINDS."""
+    return [kind for kind, (required, optional) in KINDS.items() if not (required | optional).isdisjoint(suffixes)]
 
 
 def layer_kind(shapes: Shapes) -> LayerKind | None:
-    """What kind of layer these tensors make. None: nothing that changes a weight, as `alpha` alone."""
-    if "lora_up.weight" in shapes or "lora_down.weight" in shapes:
-        return "LoRA"
-    if "oft_blocks" in shapes:
-        return "BOFT" if len(shapes["oft_blocks"]) == 4 else "OFT"
-    kinds: tuple[tuple[LayerKind, Collection[str]], ...] = (
-        ("LoHa", _LOHA),
-        ("LoKr", _LOKR),
-        ("GLoRA", _GLORA),
-        ("IA3", ("on_input",)),
-        ("full difference", _DIFFERENCE),
-    )
-    return next((kind for kind, suffixes in kinds if any(suffix in shapes for suffix in suffixes)), None)
+    """What kind of layer these tensors make; the first of several. None: nothing that changes a weight or a bias, as `alpha` alone."""
+    kind = next(iter(kinds_in(shapes)), None)
+    if kind in _OF_A_DIFFERENCE or (kind is None and not BIASES.isdisjoint(shapes)):
+        return "full difference"
+    if kind == "OFT" and len(shapes.get("oft_blocks", ())) == 4:
+        return "BOFT"
+    return cast(LayerKind | None, kind)
 
 
 def layer_problem(shapes: Shapes) -> str | None:
@@ -67,7 +76,8 @@ def layer_problem(shapes: Shapes) -> str | None:
     kind = layer_kind(shapes)
     if kind is None:
         return f"holds {', '.join(sorted(shapes))} and nothing to apply"
-    missing = [suffix for suffix in _REQUIRED.get(kind, ()) if suffix not in shapes]
+    own = KINDS["OFT" if kind == "BOFT" else kind]
+    missing = sorted(own.required - shapes.keys()) if kind != "full difference" else []
     if missing:
         return f"is a {kind} layer without {missing[0]}"
     for suffix, shape in shapes.items():
@@ -187,12 +197,12 @@ def _lokr_factor(shapes: Shapes, number: str) -> tuple[int, int]:
 
 def _is_old_glora(shapes: Shapes) -> bool:
     """LyCORIS swapped the factors' roles: first (rank, in) and (out, rank) for b1 and b2, then (out, rank) and (rank, in)."""
-    a1, a2, b1, b2 = (shapes[suffix] for suffix in _GLORA)
+    a1, a2, b1, b2 = (shapes[f"{name}.weight"] for name in ("a1", "a2", "b1", "b2"))
     return b2[1] == b1[0] == a1[0] == a2[1]
 
 
 def _glora_problem(shapes: Shapes) -> str | None:
-    a1, a2, b1, b2 = (shapes[suffix] for suffix in _GLORA)
+    a1, a2, b1, b2 = (shapes[f"{name}.weight"] for name in ("a1", "a2", "b1", "b2"))
     if _is_old_glora(shapes) or b2[0] == b1[1] == a1[1] == a2[0]:
         return None
     return f"has GLoRA factors a1 {a1}, a2 {a2}, b1 {b1}, b2 {b2}, which do not agree on one rank"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .words import counted
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -26,6 +28,8 @@ class LayerReport:
     """Share of the squared `target_norm` that the rank keeps."""
     flushed: int
     """Values that became zero in the file's precision."""
+    largest: float
+    """Magnitude of the largest value in the file. None is clipped: one beyond the precision's range is an error."""
 
     @property
     def relative_error(self) -> float:
@@ -69,21 +73,23 @@ class MergeReport:
     def text(self) -> str:
         """For people: the whole, the worst layer, and a line for each block."""
         total = self.total
-        lines = [f"{self.title}: {_count(total.layers, 'layer')}, {_ranks(total.ranks)}, saved as {self.precision}"]
+        lines = [f"{self.title}: {counted(total.layers, 'layer')}, {_ranks(total.ranks)}, saved as {self.precision}"]
         if self.layers:
             ranks = [str(rank or "full") for rank, _ in Counter(rank for layer in self.layers for rank in layer.ranks_in).most_common(8)]
             lines += [f"ranks in: {', '.join(ranks)}"] if ranks else []
             worst = max(self.layers, key=lambda layer: layer.relative_error)
             lines.append(f"error against the exact sum: {_percent(total.relative_error)}; largest {_percent(worst.relative_error)} in {worst.key}")
             lines.append(f"energy kept by the rank: {_percent(total.retained_energy)}")
+            largest = max(layer.largest for layer in self.layers)
+            lines.append(f"clipping: none; the largest value is {largest:.3g}, and one too large for {self.precision} would be an error")
         if total.flushed:
-            lines.append(f"{_count(total.flushed, 'value')} became zero in {self.precision}")
+            lines.append(f"{counted(total.flushed, 'value')} became zero in {self.precision}")
         if self.left_out:
-            lines.append(f"left out, since nothing changes in them: {_count(self.left_out, 'layer')}")
+            lines.append(f"left out, since nothing changes in them: {counted(self.left_out, 'layer')}")
         for name, part in self.blocks.items():
             if name:
                 told = f"error {_percent(part.relative_error)}, energy {_percent(part.retained_energy)}"
-                lines.append(f"  {name}: {_count(part.layers, 'layer')}, {_ranks(part.ranks)}, {told}")
+                lines.append(f"  {name}: {counted(part.layers, 'layer')}, {_ranks(part.ranks)}, {told}")
         return "\n".join(lines)
 
 
@@ -124,7 +130,3 @@ def _ranks(ranks: tuple[int, int] | None) -> str:
     if ranks is None:
         return "full differences"
     return f"rank {ranks[0]}" if ranks[0] == ranks[1] else f"rank {ranks[0]} to {ranks[1]}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -12,7 +12,9 @@ from .merge_report import LayerReport
 Change = Factors | Tensor
 """A change of a weight as a matrix (out, in * kernel), with factors where there are any."""
 
-PRECISIONS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
+FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+"""What a file's numbers can be, by the names that graphs have for them."""
+PRECISIONS = {dtype: name for name, dtype in FORMATS.items()} | {torch.float64: "fp64"}
 """What can be written, and its name."""
 
 # Below this share of a tensor's largest value, what float64 leaves of a zero is not told from a value.
@@ -73,6 +75,7 @@ def written(
         target_norm=size if unchanged else whole,
         retained_energy=share,
         flushed=lost,
+        largest=max(float(tensor.abs().max()) for name, tensor in layer.items() if name != "alpha"),
     )
     return layer, report
 

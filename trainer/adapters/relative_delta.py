@@ -8,21 +8,25 @@ from .layer_tensors import AdapterMathError, check_chain, get, matrix, number, s
 from .layers import Layer
 
 
-def decomposed(change: Tensor, weight: Tensor, magnitude: Tensor) -> Tensor:
-    """(weight + change) * magnitude / norm - weight: which norm, see `delta`. `magnitude` has (out, 1, ...) or (1, in, ...) numbers."""
-    target = weight + change
+def magnitude_gain(target: Tensor, weight: Tensor, magnitude: Tensor) -> tuple[Tensor, int]:
+    """magnitude / norm, (out,) or (in,), and the axis of the weight that it lies along: 0 or 1. See `delta` for the norm.
+
+    `target` is the weight with the change; `magnitude` has (out, 1, ...) or (1, in, ...) numbers. Raises AdapterMathError.
+    """
     rows, columns = weight.shape[0], weight.shape[1]
     on_output = magnitude.dim() > 0 and magnitude.shape[0] == rows
     if magnitude.numel() != (rows if on_output else columns):
         raise AdapterMathError(f"dora_scale has shape {tuple(magnitude.shape)}; {rows} numbers (output axis) or {columns} (input axis) are needed")
-    ones = [1] * (weight.dim() - 2)
-    if on_output:
-        norm, along = weight.flatten(1).norm(dim=1), (rows, 1, *ones)
-    else:
-        norm, along = target.transpose(0, 1).flatten(1).norm(dim=1), (1, columns, *ones)
+    norm = weight.flatten(1).norm(dim=1) if on_output else target.transpose(0, 1).flatten(1).norm(dim=1)
     # ComfyUI's guard against a row of zeros, in the precision that it computes in.
-    norm = norm + torch.finfo(torch.float32).eps
-    return target * (magnitude.flatten() / norm).reshape(along) - weight
+    return magnitude.flatten() / (norm + torch.finfo(torch.float32).eps), 0 if on_output else 1
+
+
+def decomposed(change: Tensor, weight: Tensor, magnitude: Tensor) -> Tensor:
+    """(weight + change) * magnitude / norm - weight. Raises AdapterMathError."""
+    target = weight + change
+    gain, axis = magnitude_gain(target, weight, magnitude)
+    return target * gain.reshape([-1 if dimension == axis else 1 for dimension in range(weight.dim())]) - weight
 
 
 def _glora(layer: Layer, weight: Tensor) -> Tensor:
@@ -108,7 +112,7 @@ def _replaced(layer: Layer, weight: Tensor) -> Tensor:
 CHANGES: dict[str, Callable[[Layer, Tensor], Tensor]] = {
     "GLoRA": _glora,
     "OFT": _orthogonal,
-    "(IA)^3": _ia3,
+    "IA3": _ia3,
     "replaced weight": _replaced,
 }
 """By kind: (layer, weight) to the change, of the same number of entries as the weight."""

@@ -17,6 +17,7 @@ from .norms import Norm, block_norms, embedding_norms, hypernetwork_norms
 from .pickles import is_pickle
 from .reading import describe_file, read_adapter
 from .stack import trigger_words
+from .words import counted
 
 _MOST_TAGS = 20
 _SHOWN = 200
@@ -111,7 +112,7 @@ def inspect_file(path: Path, progress: Callable[[int, int], None] | None = None)
         if found.decomposed:
             measured += " (DoRA's without its magnitudes)"
         if found.unmeasured:
-            lines.append(f"not measured: {_count(found.unmeasured, 'layer')}, whose change depends on the model's own weights")
+            lines.append(f"not measured: {counted(found.unmeasured, 'layer')}, whose change depends on the model's own weights")
     text = [path.name, *_what(facts), *lines, *_numbers(facts, path), *_said(metadata)]
     return Inspection(facts.kind, facts.family, "\n".join(text), norms, measured)
 
@@ -124,20 +125,20 @@ def _what(facts: AdapterFacts) -> Iterator[str]:
 
 
 def _network(facts: AdapterFacts, layers: Mapping[str, Layer]) -> Iterator[str]:
-    ranks = [f"{rank} in {_count(count, 'layer')}" for rank, count in sorted(facts.ranks.items(), key=lambda item: -item[1])]
+    ranks = [f"{rank} in {counted(count, 'layer')}" for rank, count in sorted(facts.ranks.items(), key=lambda item: -item[1])]
     without = sum(facts.parts.values()) - sum(facts.ranks.values())
-    ranks += [f"none in {_count(without, 'layer')}"] if without else []
+    ranks += [f"none in {counted(without, 'layer')}"] if without else []
     yield f"rank: {', '.join(ranks)}"
     yield f"alpha: {', '.join(_alphas(layers))}"
-    yield "parts: " + ", ".join(f"{part} {_count(count, 'layer')}" for part, count in facts.parts.items())
+    yield "parts: " + ", ".join(f"{part} {counted(count, 'layer')}" for part, count in facts.parts.items())
     if facts.decomposed:
-        yield f"DoRA magnitudes: in {_count(facts.decomposed, 'layer')}"
+        yield f"DoRA magnitudes: in {counted(facts.decomposed, 'layer')}"
     if facts.bundled:
         yield f"embeddings inside: {', '.join(facts.bundled)}"
     if facts.not_understood:
         more = facts.not_understood - len(facts.not_understood_names)
         beyond = f" and {more} more" if more else ""
-        yield f"not understood, and not applied: {_count(facts.not_understood, 'tensor')}: {', '.join(facts.not_understood_names)}{beyond}"
+        yield f"not understood, and not applied: {counted(facts.not_understood, 'tensor')}: {', '.join(facts.not_understood_names)}{beyond}"
 
 
 def _alphas(layers: Mapping[str, Layer]) -> Iterator[str]:
@@ -150,14 +151,14 @@ def _alphas(layers: Mapping[str, Layer]) -> Iterator[str]:
         alpha = float(layer["alpha"].float()) if "alpha" in layer else None
         told["none (scale 1)" if alpha is None else f"{alpha:g} (scale {alpha / rank:.3g})"] += 1
     for words, count in told.most_common(8):
-        yield f"{words} in {_count(count, 'layer')}"
+        yield f"{words} in {counted(count, 'layer')}"
     if not told:
         yield "none"
 
 
 def _numbers(facts: AdapterFacts, path: Path) -> Iterator[str]:
     if facts.dtypes:
-        yield "number format: " + ", ".join(f"{_FORMATS.get(name, name)} in {_count(count, 'tensor')}" for name, count in facts.dtypes.items())
+        yield "number format: " + ", ".join(f"{_FORMATS.get(name, name)} in {counted(count, 'tensor')}" for name, count in facts.dtypes.items())
     size = path.stat().st_size
     yield f"parameters: {facts.parameters:,}"
     yield f"size on disk: {size / 2**20:.3g} MiB ({size:,} bytes)"
@@ -241,7 +242,3 @@ def _value(value: Any) -> str:
 def _plain(text: str, most: int = _SHOWN) -> str:
     one_line = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 2 * most]).split())
     return one_line if len(one_line) <= most else f"{one_line[:most]}…"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -6,17 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .embedding import Embedding, embedding_tensors
 from .layers import NOT_FACTORS, Layer
 from .made_metadata import MADE_BY
-from .metadata import tensors_sha256
+from .metadata import HASH, tensors_sha256
 from .peft_config import KEY as PEFT_CONFIG
-from .plain import rounded
+from .plain import FORMATS, rounded
 from .renaming import Scheme, renamed
 
-FORMATS: dict[str, torch.dtype | None] = {"as the file": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-"""What the factors can be saved as."""
+AS_THE_FILE: dict[str, torch.dtype | None] = {"as the file": None, **FORMATS}
+"""What something that comes from a file can be saved as."""
 
-HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
+HASHES = (HASH, "sshs_model_hash", "sshs_legacy_hash")
+"""Entries that say which tensors a file holds: those of other tensors are left out, and made anew where the rule is known."""
 # The magnitudes are as large as the weights, and alpha is a number that readers divide: a rounded one changes more than a training does.
 _KEPT = NOT_FACTORS | {"dora_scale"}
 
@@ -40,6 +42,12 @@ def saved_tensors(layers: Mapping[str, Layer], scheme: Scheme, dtype: torch.dtyp
     return {name: rounded(name, tensor, dtype)[0] if tensor.dtype == torch.float64 else tensor for name, tensor in tensors.items()}
 
 
+def saved_embedding(embedding: Embedding, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The same for an embedding, in the layout that all readers know. Raises AdapterMathError where a value does not fit `dtype`."""
+    tensors = embedding_tensors(embedding)
+    return tensors if dtype is None else {name: rounded(name, tensor.double(), dtype)[0] for name, tensor in tensors.items()}
+
+
 def saved_metadata(metadata: Mapping[str, str], changes: str, tensors: Mapping[str, Tensor], made: str) -> dict[str, str]:
     """The header's metadata: `metadata` with `changes`, a JSON object whose values are set and whose nulls remove, and the hashes of `tensors`.
 
@@ -54,7 +62,7 @@ def saved_metadata(metadata: Mapping[str, str], changes: str, tensors: Mapping[s
             found[key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     had = {key for key in HASHES if found.pop(key, None) is not None}
     digest = tensors_sha256(tensors)
-    found |= {"modelspec.hash_sha256": f"0x{digest}", MADE_BY: made}
+    found |= {HASH: f"0x{digest}", MADE_BY: made}
     return found | ({"sshs_model_hash": digest} if "sshs_model_hash" in had else {})
 
 

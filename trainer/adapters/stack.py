@@ -112,7 +112,10 @@ def trigger_words(metadata: dict[str, str]) -> list[str]:
 
 
 def embedding_words(row: Row) -> str:
-    """What a prompt has to say for an embedding: `embedding:NAME`, with its weight where that is not 1, and the name's parentheses escaped."""
+    """What a prompt has to say for an embedding: `embedding:NAME`, with its weight where that is not 1, and the name's parentheses escaped.
+
+    A folder is named with a slash: prompts take a backslash for an escape.
+    """
     stem = row.name.removesuffix(".safetensors").removesuffix(".pt").removesuffix(".bin")
-    stem = stem.replace("(", r"\(").replace(")", r"\)")
+    stem = stem.replace("\\", "/").replace("(", r"\(").replace(")", r"\)")
     return stem if row.clip == 1 else f"({stem}:{row.clip:g})"

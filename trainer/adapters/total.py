@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from .delta import bias_delta, changes_weight, delta, low_rank
-from .layer_tensors import Layer
+from .layers import Layer
 
 
 def total_change(parts: Sequence[tuple[float, Layer]], base: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..dataset import Dataset
 from ..events import Bucket, Data, Event, Phase, Warned
 from ..families.protocol import Family, TextPart
-from ..spec import TrainingSpec
+from ..spec import TextualInversionSpec, TrainingSpec, TrainLoRASpec
 from .cache import Cache
 from .caption_draws import possible
 from .examples import Encoder, Example
@@ -82,7 +82,8 @@ class Preparation:
         listings = [possible(example.dataset, example.image) for example in examples]
         plain = [caption for example in examples for caption in example.dataset.captions(example.image)]
         prompts = [spec.sampling.negative, *spec.sampling.prompts] if spec.sampling.prompts else []
-        warn_of_long(self._family, [*plain, *prompts], self._emit)
+        word = spec.word if isinstance(spec, TrainLoRASpec | TextualInversionSpec) else None
+        warn_of_long(self._family, [*plain, *prompts], word, self._emit)
         if self._trains_text or any(listing is None for listing in listings):
             # Where tags are drawn there are as many captions as visits: they are encoded when they come.
             return LiveTexts(self._family, self._text_parts, self._trains_text), 0

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..events import Event, Phase, Warned
 from ..families.protocol import Conditioning, Family, TextPart
+from ..options import NewWord
 from .cache import Cache, key_of
 from .sources import listed
 
@@ -86,9 +87,10 @@ def encoded_texts(
     return EncodedTexts(rows), len(missing)
 
 
-def warn_of_long(family: Family, captions: Iterable[str], emit: Callable[[Event], None]) -> None:
-    """Tell of captions whose end is cut off."""
-    long = [caption for caption in dict.fromkeys(captions) if family.too_long(caption)]
+def warn_of_long(family: Family, captions: Iterable[str], word: NewWord | None, emit: Callable[[Event], None]) -> None:
+    """Tell of captions whose end is cut off. `word`: one that takes as many tokens as it has vectors."""
+    words = {word.placeholder: (0,) * word.vectors} if word else {}
+    long = [caption for caption in dict.fromkeys(captions) if family.too_long(caption, words)]
     if long:
         emit(
             Warned(

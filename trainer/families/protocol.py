@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..options import PredictionKind, TextOptions
+from .tokens import Words
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class TextPart:
     tokenizer: Any
     padding: int
     layer: int | None = None
-    words: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    words: Words = field(default_factory=dict)
 
     def unused(self) -> list[nn.Module]:
         """What of the encoder has no part in what is read: the layers behind `layer`, unless the pooled text comes from the last one."""
@@ -131,8 +132,8 @@ class Family(Protocol):
         """Embeddings as ComfyUI's CLIPTextEncode gives them, without sizes. Differentiable: the caller says no_grad where it means it."""
         ...
 
-    def too_long(self, caption: str) -> bool:
-        """Whether the end of the caption would be cut off."""
+    def too_long(self, caption: str, words: Words) -> bool:
+        """Whether the end of the caption would be cut off, where `words` are no text but tokens of their own."""
         ...
 
     def vae_digest(self) -> str:

@@ -42,10 +42,10 @@ class StableDiffusionXL(StableDiffusion):
         (clip_l, _), (big_g, pooled) = (encode(part, captions, self.text) for part in parts)
         return Conditioning(torch.cat([clip_l, big_g], dim=-1), pooled)
 
-    def markers(self, prediction: PredictionKind, zero_terminal_snr: bool) -> list[str]:
+    def markers(self, prediction: PredictionKind, zero_terminal_snr: bool) -> dict[str, bool]:
         """v_pred and ztsnr, which ComfyUI looks for."""
-        wanted = [*(["v_pred"] if prediction == "v" else []), *(["ztsnr"] if zero_terminal_snr else [])]
-        return [marker for marker in wanted if not self.checkpoint.header.has(marker)]
+        on_such_a_schedule = zero_terminal_snr or not self.alphas_cumprod[-1]
+        return {"v_pred": prediction == "v", "ztsnr": prediction == "v" and bool(on_such_a_schedule)}
 
     def predict(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's prediction, same shape as `noisy`. `conditioning` needs pooled and sizes."""

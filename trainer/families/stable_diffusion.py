@@ -18,7 +18,7 @@ from ..spec import Base
 from . import clip
 from .detect import VAE, Checkpoint
 from .protocol import Conditioning
-from .tokens import too_long
+from .tokens import Words, too_long
 from .unet import empty_unet, load_unet
 from .vae import decode_latents, encode_images, load_vae
 from .weights import weights_digest
@@ -88,9 +88,9 @@ class StableDiffusion:
         markers = self.markers(prediction, zero_terminal_snr)
         return write_checkpoint(Path(self.base.checkpoint), self.checkpoint, path, unet, encoders, dtype, metadata, markers)
 
-    def markers(self, prediction: PredictionKind, zero_terminal_snr: bool) -> list[str]:
-        """Names of empty tensors by which a file of this family tells what its model predicts."""
-        return []
+    def markers(self, prediction: PredictionKind, zero_terminal_snr: bool) -> dict[str, bool]:
+        """Names of empty tensors by which a file of this family tells what its model predicts, and whether they are to be there."""
+        return {}
 
     def load_vae(self, device: torch.device) -> AutoencoderKL:
         """The VAE, frozen, in fp32: in fp16 it makes NaN of some pictures."""
@@ -101,9 +101,9 @@ class StableDiffusion:
         """CLIP's, which all text encoders of these families share."""
         return clip.load_tokenizer(self.base)
 
-    def too_long(self, caption: str) -> bool:
-        """Whether the end of the caption would be cut off."""
-        return too_long(self.tokenizer, caption, emphasis=self.text.emphasis, most=self.text.chunks)
+    def too_long(self, caption: str, words: Words) -> bool:
+        """Whether the end of the caption would be cut off, where `words` are no text but tokens of their own."""
+        return too_long(self.tokenizer, caption, emphasis=self.text.emphasis, most=self.text.chunks, words=words)
 
     def vae_digest(self) -> str:
         """Changes when the VAE does: what encoded pictures depend on."""

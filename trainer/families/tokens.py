@@ -51,9 +51,9 @@ def chunks(
     return found
 
 
-def too_long(tokenizer: Any, caption: str, *, emphasis: bool = False, most: int = 1) -> bool:
+def too_long(tokenizer: Any, caption: str, *, emphasis: bool = False, most: int = 1, words: Words = MappingProxyType({})) -> bool:
     """Whether the end of the caption does not fit into `most` chunks."""
-    return len(_filled(tokenizer, caption, emphasis, {})) > most
+    return len(_filled(tokenizer, caption, emphasis, words)) > most
 
 
 def _filled(tokenizer: Any, caption: str, emphasis: bool, words: Words) -> list[list[_Weighted]]:

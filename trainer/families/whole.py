@@ -41,19 +41,21 @@ def write_checkpoint(
     encoders: Sequence[nn.Module],
     dtype: torch.dtype,
     metadata: Mapping[str, str],
-    markers: Sequence[str] = (),
+    markers: Mapping[str, bool],
 ) -> str:
     """Write `base` with the weights of `unet` and `encoders` (none: its own) to `path`; gives the sha256 of its bytes.
 
-    `markers`: names of empty tensors to add, by which ComfyUI tells what a model predicts. One tensor is in memory at a time. Raises FileError as
+    `markers`: names of tensors that say something by being there, and whether they are to. One tensor is in memory at a time. Raises FileError as
     `formats_of`, and for a number that is none or that `dtype` cannot hold; nothing is written then.
     """
     trained = _trained(checkpoint, unet, encoders)
-    formats = formats_of(checkpoint, dtype) | {marker: (torch.float32, (0,)) for marker in markers}
+    formats = {name: stored for name, stored in formats_of(checkpoint, dtype).items() if markers.get(name, True)}
+    added = [marker for marker, wanted in markers.items() if wanted and marker not in formats]
+    formats |= {marker: (torch.float32, (0,)) for marker in added}
     with safe_open(base, framework="pt") as file:
 
         def tensor_of(name: str) -> Tensor:
-            if name in markers:
+            if name in added:
                 return torch.empty(0)
             if name not in trained:
                 return file.get_tensor(name).to(formats[name][0])
