@@ -8,6 +8,7 @@ from .base import LoomBaseModel
 from .captions import LoomCaptionDataset
 from .check import LoomCheckDataset
 from .compare import LoomCompare
+from .compare_methods import LoomCompareMethods
 from .dataset import LoomCaptionUse, LoomCombineDatasets, LoomDatasetFromFolder, LoomResolution
 from .extract import LoomExtractAdapter
 from .finetune import LoomFineTune
@@ -56,6 +57,7 @@ class LoRALoom(ComfyExtension):
             LoomBakeCheckpoint,
             LoomInspectAdapter,
             LoomCompare,
+            LoomCompareMethods,
             LoomSaveAdapter,
         ]
 

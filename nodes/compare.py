@@ -1,28 +1,21 @@
 """Pictures side by side: the same seed and prompts with other adapters or other weights."""
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
-import comfy.model_management
-import comfy.sample
 import comfy.samplers
 import comfy.utils
-import folder_paths
-import latent_preview
 import torch
-from comfy.cli_args import args
 from comfy_api.latest import io
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from ..trainer.adapters.stack import EMBEDDING, HYPERNETWORK, Row
 from ..trainer.grid import labelled_grid
 from ..trainer.spec import step_output, steps_of
 from .apply import apply_rows, scaled
 from .choices import choice_problem
+from .drawing import Sampling, decoded, encoded, latent, save_grid
 from .paths import adapter_file
 from .pictures import as_image, as_picture
 from .rows import load
@@ -48,21 +41,6 @@ class Layout:
 
     columns: tuple[str, ...]
     lines: tuple[tuple[str, tuple[_Stack, ...]], ...]
-
-
-@dataclass(frozen=True)
-class _Sampling:
-    seed: int
-    steps: int
-    cfg: float
-    sampler: str
-    scheduler: str
-    width: int
-    height: int
-
-    def told(self) -> str:
-        """On one line."""
-        return f"seed {self.seed}, {self.steps} steps, cfg {self.cfg:g}, {self.sampler}, {self.scheduler}, {self.width} x {self.height}"
 
 
 class LoomCompare(io.ComfyNode):
@@ -137,7 +115,7 @@ class LoomCompare(io.ComfyNode):
         weights: str,
         **settings: Any,
     ) -> io.NodeOutput:
-        sampling = _Sampling(**settings)
+        sampling = Sampling(**settings)
         prompts = [line.strip() for line in prompt.splitlines() if line.strip()] or [""]
         factors = parse_weights(weights)
         layout = layout_of(compare, adapters, factors)
@@ -164,7 +142,7 @@ class LoomCompare(io.ComfyNode):
             "weights": factors if compare in (_WEIGHTS, _BOTH) else None,
             **settings,
         }
-        saved = _save(grid, told, cls.hidden)
+        saved = save_grid(grid, _PREFIX, METADATA, told, cls.hidden)
         if compare == _STEPS:
             file = adapter_file(layout.lines[0][1][-1][0].name)
             remember("LoomCompare", node, lambda: {step: stamp(path) for step, path in steps_of(file).items()})
@@ -230,7 +208,7 @@ def _working(stack: _Stack) -> _Stack:
 class _Drawing:
     """Draws prompts with stacks. All texts are encoded first, then all latents are made, then all pictures: each of the models is needed once."""
 
-    def __init__(self, model: Any, clip: Any, vae: Any, sampling: _Sampling, node: str, adapters: Sequence[Row]) -> None:
+    def __init__(self, model: Any, clip: Any, vae: Any, sampling: Sampling, node: str, adapters: Sequence[Row]) -> None:
         self._model, self._clip, self._vae, self._sampling, self._node = model, clip, vae, sampling, node
         # What one picture needs is read from what all need: else each would read its files anew.
         load(adapters, node)
@@ -243,11 +221,10 @@ class _Drawing:
         for stack in dict.fromkeys(map(_working, stacks)):
             models[stack], clip, _ = apply_rows(self._model, self._clip, stack, "live", f"{self._node} picture")
             for text in (*prompts, negative):
-                comfy.model_management.throw_exception_if_processing_interrupted()
                 # A stack without a part for the text encoder leaves it as it was.
                 key = (clip.patcher.patches_uuid, text)
                 if key not in known:
-                    known[key] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+                    known[key] = encoded(clip, text)
                 texts[stack, text] = known[key]
         bar = comfy.utils.ProgressBar(len(models) * len(dict.fromkeys(prompts)) * self._sampling.steps, node_id=self._node)
         latents: dict[tuple[str, _Stack], torch.Tensor] = {}
@@ -255,57 +232,11 @@ class _Drawing:
             model = models.pop(stack)
             for text in dict.fromkeys(prompts):
                 done = len(latents) * self._sampling.steps
-                latents[text, stack] = self._latent(model, texts[stack, text], texts[stack, negative], bar, done)
-        return {key: self._decoded(latent) for key, latent in latents.items()}
-
-    def _latent(self, model: Any, positive: Any, negative: Any, bar: Any, done: int) -> torch.Tensor:
-        """As core's Empty Latent Image and KSampler make it."""
-        sampling = self._sampling
-        empty = torch.zeros([1, 4, sampling.height // 8, sampling.width // 8], device=comfy.model_management.intermediate_device())
-        empty = comfy.sample.fix_empty_latent_channels(model, empty)
-        previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
-
-        def told(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
-            preview = previewer.decode_latent_to_preview_image("JPEG", x0) if previewer else None
-            bar.update_absolute(done + step + 1, preview=preview)
-
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        return comfy.sample.sample(
-            model,
-            comfy.sample.prepare_noise(empty, sampling.seed),
-            sampling.steps,
-            sampling.cfg,
-            sampling.sampler,
-            sampling.scheduler,
-            positive,
-            negative,
-            empty,
-            callback=told,
-            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-            seed=sampling.seed,
-        )
-
-    def _decoded(self, latent: torch.Tensor) -> torch.Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        image = self._vae.decode(latent)
-        return image.reshape(-1, *image.shape[-3:])[0]  # a video model makes a film of one picture
+                latents[text, stack] = latent(model, texts[stack, text], texts[stack, negative], self._sampling, bar, done)
+        return {key: decoded(self._vae, found) for key, found in latents.items()}
 
 
-def _note(prompts: Sequence[str], negative: str, rows: Sequence[str], sampling: _Sampling) -> str:
+def _note(prompts: Sequence[str], negative: str, rows: Sequence[str], sampling: Sampling) -> str:
     """What no label says."""
     missing = [prompts[0]] if not any(prompts[0] in row for row in rows) else []
     return " · ".join([*missing, *([f"negative: {negative.strip()}"] if negative.strip() else []), sampling.told()])
-
-
-def _save(grid: Image.Image, told: dict[str, Any], hidden: Any) -> dict[str, str]:
-    """Write the grid beside ComfyUI's other pictures; gives its name as the page asks for it."""
-    folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(_PREFIX, folder_paths.get_output_directory(), grid.width, grid.height)
-    name = f"{stem}_{counter:05}_.png"
-    metadata = None
-    if not args.disable_metadata:
-        metadata = PngInfo()
-        entries = {METADATA: told, **({"prompt": hidden.prompt} if hidden.prompt else {}), **(hidden.extra_pnginfo or {})}
-        for key, value in entries.items():
-            metadata.add_text(key, json.dumps(value))
-    grid.save(Path(folder, name), pnginfo=metadata, compress_level=4)
-    return {"filename": name, "subfolder": subfolder, "type": "output"}

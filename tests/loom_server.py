@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import comfy_server
-from comfy_server import PACK, Refused, error_of
+from comfy_server import PACK, error_of
 
-__all__ = ["PACK", "Refused", "Server", "comfyui", "drawing_graph", "error_of", "node", "told_in_comfyui", "training_graph"]
+__all__ = [
+    *("NEW_WORD", "PACK", "Refused", "Server", "comfyui", "drawing_graph", "error_of", "few_pictures", "inverting_graph", "node"),
+    *("told_in_comfyui", "training_graph", "tuning_graph"),
+]
+
+NEW_WORD = "<bun>"
 
 
 def comfyui() -> Path:
@@ -84,6 +89,30 @@ def training_graph(
         "sampling": node("LoomSampling", prompts="", negative="", every_steps=0, guidance_scale=3.0, steps=2, seed=0, draw=draw),
         "train": node("LoomTrainLoRA", base=["base", 0], dataset=["size", 0], name=name, options=["sampling", 0], **settings),
     }
+
+
+def few_pictures(**settings: Any) -> dict[str, Any]:
+    """Dataset, size, base and options of a short training without pictures."""
+    folder = {"folder": "input/few", "repeats": 1, "trigger_word": "", "missing_captions": "refuse", **settings}
+    return {
+        "dataset": node("LoomDatasetFromFolder", **folder),
+        "size": node("LoomResolution", dataset=["dataset", 0], resolution=128, buckets=False),
+        "base": node("LoomBaseModel", checkpoint="mini_base.safetensors"),
+        "sampling": node("LoomSampling", prompts="", negative="", every_steps=0, guidance_scale=3.0, steps=2, seed=0, draw=False),
+    }
+
+
+def tuning_graph(name: str, **settings: Any) -> dict[str, Any]:
+    """A fine-tune, in node "train"."""
+    numbers = {"steps": 3, "batch_size": 1, "learning_rate": 1e-4, "seed": 1, "save_format": "fp16", "options": ["sampling", 0], **settings}
+    return {**few_pictures(), "train": node("LoomFineTune", base=["base", 0], dataset=["size", 0], name=name, **numbers)}
+
+
+def inverting_graph(name: str, **settings: Any) -> dict[str, Any]:
+    """A textual inversion, in node "train"."""
+    numbers = {"steps": 3, "batch_size": 1, "learning_rate": 0.05, "seed": 1, "vectors": 2, "template": "object", "initializer": "apple"}
+    whole = {**numbers, "placeholder": NEW_WORD, "prompt": f"{NEW_WORD}, red food", "options": ["sampling", 0], **settings}
+    return {**few_pictures(), "train": node("LoomTrainTextualInversion", base=["base", 0], dataset=["size", 0], name=name, **whole)}
 
 
 def drawing_graph(model: list[Any], clip: list[Any], prompt: str, prefix: str, steps: int = 6) -> dict[str, Any]:

@@ -18,6 +18,7 @@ const REPORTING = new Set([
   "LoomApplyAdapters",
   "LoomBakeCheckpoint",
   "LoomCheckDataset",
+  "LoomCompareMethods",
   "LoomExtractAdapter",
   "LoomInspectAdapter",
   "LoomLoadAdapter",

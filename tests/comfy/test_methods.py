@@ -4,35 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loom_server import Server, drawing_graph, node
+from loom_server import NEW_WORD, Server, drawing_graph, few_pictures, inverting_graph, node, tuning_graph
 from PIL import Image
 from safetensors.torch import load_file
-
-WORD = "<bun>"
-
-
-def data(**settings: Any) -> dict[str, Any]:
-    """Dataset, size, base and options of a short training without pictures."""
-    folder = {"folder": "input/few", "repeats": 1, "trigger_word": "", "missing_captions": "refuse", **settings}
-    return {
-        "dataset": node("LoomDatasetFromFolder", **folder),
-        "size": node("LoomResolution", dataset=["dataset", 0], resolution=128, buckets=False),
-        "base": node("LoomBaseModel", checkpoint="mini_base.safetensors"),
-        "sampling": node("LoomSampling", prompts="", negative="", every_steps=0, guidance_scale=3.0, steps=2, seed=0, draw=False),
-    }
-
-
-def tuning(name: str, **settings: Any) -> dict[str, Any]:
-    """A fine-tune, in node "train"."""
-    numbers = {"steps": 3, "batch_size": 1, "learning_rate": 1e-4, "seed": 1, "save_format": "fp16", "options": ["sampling", 0], **settings}
-    return {**data(), "train": node("LoomFineTune", base=["base", 0], dataset=["size", 0], name=name, **numbers)}
-
-
-def inverting(name: str, **settings: Any) -> dict[str, Any]:
-    """A textual inversion, in node "train"."""
-    numbers = {"steps": 3, "batch_size": 1, "learning_rate": 0.05, "seed": 1, "vectors": 2, "template": "object", "initializer": "apple"}
-    whole = {**numbers, "placeholder": WORD, "prompt": f"{WORD}, red food", "options": ["sampling", 0], **settings}
-    return {**data(), "train": node("LoomTrainTextualInversion", base=["base", 0], dataset=["size", 0], name=name, **whole)}
 
 
 def picture(server: Server, result: dict[str, Any]) -> np.ndarray:
@@ -51,7 +25,7 @@ def trained(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_fine_tune_is_a_checkpoint_that_cores_loader_draws_with(server: Server) -> None:
-    graph = {**tuning("tuned"), **drawing_graph(["train", 0], ["train", 1], "red apple", "tuned", steps=3)}
+    graph = {**tuning_graph("tuned"), **drawing_graph(["train", 0], ["train", 1], "red apple", "tuned", steps=3)}
     done = server.run(graph)
     assert trained(done)["adapter"] == "tuned.safetensors"
     own = picture(server, done)
@@ -61,14 +35,14 @@ def test_a_fine_tune_is_a_checkpoint_that_cores_loader_draws_with(server: Server
     # Queued again it is found, and its file is made again where it is gone.
     file = server.base / "models" / "checkpoints" / "tuned.safetensors"
     made = file.read_bytes()
-    assert trained(server.run(tuning("tuned", options=["sampling", 0])))["run"] == trained(done)["run"]
+    assert trained(server.run(tuning_graph("tuned", options=["sampling", 0])))["run"] == trained(done)["run"]
     file.unlink()
     server.run(graph)
     assert file.read_bytes() == made
 
 
 def test_a_learning_rate_of_zero_gives_back_the_checkpoint_to_the_bit(server: Server) -> None:
-    server.run(tuning("still", learning_rate=0.0, steps=1))
+    server.run(tuning_graph("still", learning_rate=0.0, steps=1))
     checkpoints = server.base / "models" / "checkpoints"
     base, still = load_file(checkpoints / "mini_base.safetensors"), load_file(checkpoints / "still.safetensors")
     assert base.keys() == still.keys()
@@ -77,7 +51,7 @@ def test_a_learning_rate_of_zero_gives_back_the_checkpoint_to_the_bit(server: Se
 
 
 def test_a_new_word_draws_in_the_same_graph_run(server: Server) -> None:
-    graph = {**inverting("bun"), **drawing_graph(["checkpoint", 0], ["checkpoint", 1], ["train", 2], "word", steps=3)}
+    graph = {**inverting_graph("bun"), **drawing_graph(["checkpoint", 0], ["checkpoint", 1], ["train", 2], "word", steps=3)}
     done = server.run(graph)
     assert trained(done)["adapter"] == "embedding:bun"
     own = picture(server, done)
@@ -93,8 +67,8 @@ def test_a_word_and_a_lora_are_trained_together_and_stacked(server: Server) -> N
     numbers = {"rank": 4, "alpha": 4.0, "steps": 3, "batch_size": 1, "learning_rate": 1e-3, "seed": 1}
     done = server.run(
         {
-            **data(),
-            "word": node("LoomNewWord", placeholder=WORD, initializer="apple", vectors=1, learning_rate=0.05, options=["sampling", 0]),
+            **few_pictures(),
+            "word": node("LoomNewWord", placeholder=NEW_WORD, initializer="apple", vectors=1, learning_rate=0.05, options=["sampling", 0]),
             "train": node("LoomTrainLoRA", base=["base", 0], dataset=["size", 0], name="my_bun", options=["word", 0], **numbers),
             "stack": node("LoomAdapterStack", rows="[]", adapters=["train", 0]),
             "apply": node("LoomApplyAdapters", model=["checkpoint", 0], clip=["checkpoint", 1], adapters=["stack", 0], mode="merged", strength=1.0),
@@ -111,12 +85,12 @@ def test_a_word_and_a_lora_are_trained_together_and_stacked(server: Server) -> N
 @pytest.mark.parametrize(
     ("graph", "words"),
     [
-        (tuning("mini_base"), "models/checkpoints/mini_base.safetensors exists and was not made by LoRA Loom"),
-        (inverting("b", placeholder="apple"), "'apple' is a word that the base knows already"),
-        (inverting("b", vectors=1, initializer="apple pie"), "set vectors to 2"),
-        (inverting("b", options=["network", 0]) | {"network": node("LoomNetwork")}, "Network Options has no part in textual inversion"),
-        (inverting("b", options=["prior", 0]) | {"prior": node("LoomPrior", class_prompt="food")}, "Prior Preservation has no part in"),
-        (tuning("t", class_dataset=["size", 0], options=["prior", 0]) | {"prior": node("LoomPrior", class_prompt="")}, "pictures of the subject too"),
+        (tuning_graph("mini_base"), "models/checkpoints/mini_base.safetensors exists and was not made by LoRA Loom"),
+        (inverting_graph("b", placeholder="apple"), "'apple' is a word that the base knows already"),
+        (inverting_graph("b", vectors=1, initializer="apple pie"), "set vectors to 2"),
+        (inverting_graph("b", options=["network", 0]) | {"network": node("LoomNetwork")}, "Network Options has no part in textual inversion"),
+        (inverting_graph("b", options=["prior", 0]) | {"prior": node("LoomPrior", class_prompt="food")}, "Prior Preservation has no part in"),
+        (tuning_graph("t", class_dataset=["size", 0], options=["prior", 0]) | {"prior": node("LoomPrior", class_prompt="")}, "of the subject too"),
     ],
     ids=["foreign file", "known word", "long initializer", "foreign options", "prior of a word", "class is subject"],
 )
