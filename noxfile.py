@@ -130,8 +130,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Training against a bare loop and ComfyUI core, then adapters against core and peft; arguments after -- go to bench/run.py alone."""
+    """Training against a bare loop and ComfyUI core, adapters against core and peft, full fine-tuning; arguments after -- go to bench/run.py."""
     python = environment(session)
     session.run(python, "bench/run.py", "--comfyui", str(COMFYUI), *session.posargs, external=True)
     if not session.posargs:
         session.run(python, "bench/adapters.py", "--comfyui", str(COMFYUI), external=True)
+        session.run(python, "bench/finetune.py", "--comfyui", str(COMFYUI), external=True)

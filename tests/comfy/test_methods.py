@@ -83,6 +83,29 @@ def test_a_word_and_a_lora_are_trained_together_and_stacked(server: Server) -> N
 
 
 @pytest.mark.parametrize(
+    ("graph", "file"),
+    [(tuning_graph("halfway", steps=500), "checkpoints/halfway"), (inverting_graph("halfway", steps=500), "embeddings/halfway")],
+    ids=["fine-tune", "textual inversion"],
+)
+def test_cancel_keeps_the_state_and_stop_keeps_what_there_is(server: Server, graph: dict[str, Any], file: str) -> None:
+    output = server.base / "models" / f"{file}.safetensors"
+    prompt = server.queue(graph)
+    run = server.wait_for_step("halfway", 2)["id"]
+    server.post("/interrupt", {})
+    messages = server.wait(prompt)["status"]["messages"]
+    assert any(kind == "execution_interrupted" for kind, _ in messages)
+    assert not output.exists()
+    prompt = server.queue(graph)
+    server.wait_for_step("halfway", 4)
+    server.post(f"/lora_loom/runs/{run}/stop", {"save": True})
+    told = server.wait(prompt)["outputs"]["train"]["lora_loom"][0]
+    assert told["run"] == run and 4 <= told["steps"] < 500
+    assert output.is_file()
+    resumed = [event["resumed_from"] for event in server.get(f"/lora_loom/runs/{run}")["events"] if event["event"] == "started"]
+    assert resumed[0] == 0 < 2 <= resumed[1]
+
+
+@pytest.mark.parametrize(
     ("graph", "words"),
     [
         (tuning_graph("mini_base"), "models/checkpoints/mini_base.safetensors exists and was not made by LoRA Loom"),
