@@ -17,6 +17,7 @@ from .data.examples import Example
 from .data.order import generator
 from .data.prepare import Preparation, Prepared
 from .data.visits import Visits
+from .dataset import Dataset
 from .denoising import Denoising
 from .ema import Ema
 from .events import Checkpoint, Event, Finished, Phase, Sample, Started, Stop, Validation
@@ -170,14 +171,13 @@ class Training:
         self.preparation = Preparation(spec, self.family, device, text_format, self.method.trains_text, self._emit)
         # The others find in the cache what the first process has encoded.
         with self.accelerator.main_process_first():
-            class_images = spec.class_images
-            if not spec.prior or not spec.prior.weight:
-                class_images = ()  # what counts for nothing is not looked at
-            else:
+            class_images: tuple[Dataset, ...] = ()
+            # What counts for nothing is not looked at.
+            if spec.prior and spec.prior.weight:
                 # They are kept where they serve other trainings too.
                 folder = Path(spec.cache or self.folder) / "class_images"
                 drawn = draw_class_images(spec, self.family, self.preparation, self.accelerator, formats.weights, folder, self._emit)
-                class_images = (*class_images, *([drawn] if drawn else []))
+                class_images = (*spec.class_images, *([drawn] if drawn else []))
             return self.preparation.prepared(class_images)
 
     def _visits(self, examples: list[Example], seed: int) -> Visits:

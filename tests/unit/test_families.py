@@ -58,6 +58,40 @@ def test_what_will_be_trained_is_counted_from_the_header(checkpoint: tuple[str, 
     assert 1 <= lora.LoRA(spec, family).trained_numbers() / sum(parameter.numel() for parameter in parameters) < 1.2
 
 
+def test_a_checkpoint_of_untouched_models_is_the_base_to_the_bit(checkpoint: tuple[str, Path], tmp_path: Path) -> None:
+    family = family_of(checkpoint[1])
+    unet = family.load_unet(torch.float32, CPU)
+    encoders = [part.encoder for part in family.load_text_parts(torch.float32, CPU)]
+    zero_terminal_snr = not bool(family.alphas_cumprod[-1])
+    family.write_checkpoint(tmp_path / "again.safetensors", unet, encoders, torch.float32, {}, family.prediction, zero_terminal_snr)
+    again, base = load_file(tmp_path / "again.safetensors"), load_file(checkpoint[1])
+    assert again.keys() == base.keys()
+    assert all(torch.equal(tensor.to(again[name].dtype), again[name]) for name, tensor in base.items())
+    assert family.checkpoint_bytes(torch.float32) == sum(tensor.nbytes for tensor in again.values())
+    # Trained, each of them would be in the file: a weight that is another is another there.
+    for model in (unet, *encoders):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)
+    family.write_checkpoint(tmp_path / "moved.safetensors", unet, encoders, torch.float32, {}, family.prediction, zero_terminal_snr)
+    moved = load_file(tmp_path / "moved.safetensors")
+    still = {name for name in again if torch.equal(moved[name], again[name])}
+    numbers = sum(parameter.numel() for model in (unet, *encoders) for parameter in model.parameters())
+    assert sum(tensor.numel() for name, tensor in moved.items() if name not in still) == numbers
+
+
+def test_a_file_of_sdxl_tells_what_it_predicts(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "tiny.safetensors", "SDXL")
+    family = family_of(tmp_path / "tiny.safetensors")
+    unet = family.load_unet(torch.float32, CPU)
+    family.write_checkpoint(tmp_path / "v.safetensors", unet, [], torch.float16, {}, "v", True)
+    assert {"v_pred", "ztsnr"} <= load_file(tmp_path / "v.safetensors").keys()
+    of_v = family_of(tmp_path / "v.safetensors")
+    assert (of_v.prediction, float(of_v.alphas_cumprod[-1])) == ("v", 0.0)
+    of_v.write_checkpoint(tmp_path / "epsilon.safetensors", unet, [], torch.float16, {}, "epsilon", False)
+    assert not {"v_pred", "ztsnr"} & load_file(tmp_path / "epsilon.safetensors").keys()
+
+
 # Detection
 
 
@@ -166,8 +200,12 @@ def test_a_caption_is_too_long_from_76_tokens_on_and_the_rest_is_cut(checkpoint:
     family = family_of(checkpoint[1])
     parts = family.load_text_parts(torch.float32, CPU)
     fits, too_long = " ".join(["apple"] * 75), " ".join(["apple"] * 76)
-    assert not family.too_long(fits)
-    assert family.too_long(too_long)
+    assert not family.too_long(fits, {})
+    assert family.too_long(too_long, {})
+    # A word of its own takes as many tokens as it has vectors.
+    with_word = f"<bun> {' '.join(['apple'] * 74)}"
+    assert not family.too_long(with_word, {"<bun>": (0,)})
+    assert family.too_long(with_word, {"<bun>": (0, 0)})
     with torch.no_grad():
         hidden = family.encode_text(parts, [fits, too_long]).hidden
     assert torch.equal(hidden[0], hidden[1])

@@ -12,6 +12,7 @@ from ..options import TextOptions
 from ..spec import Base
 from ..typed import SpecError
 from .detect import TextShape
+from .open_clip import pieces
 from .protocol import TextPart
 from .tokens import TOKENS, chunks
 from .weights import filled, read_tensors
@@ -20,13 +21,6 @@ _START, _END = 49406, 49407
 _VOCABULARY = 49408
 _OPEN_CLIP_PADDING = 0
 _HEAD_WIDTH = 64
-_NAMES = {
-    "positional_embedding": "embeddings.position_embedding.weight",
-    "token_embedding.weight": "embeddings.token_embedding.weight",
-    "ln_final.weight": "final_layer_norm.weight",
-    "ln_final.bias": "final_layer_norm.bias",
-}
-_LAYER_NAMES = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2", "attn.out_proj": "self_attn.out_proj"}
 
 
 def load_text_part(
@@ -89,43 +83,24 @@ def layers_to_keep(base: Base, shape: TextShape, clip_skip: int) -> int:
 
 
 def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """OpenCLIP's names as transformers' (without the text_model. level). Views, no copies."""
+    """OpenCLIP's tensors under transformers' names (without the text_model. level), without those that it has no place for. Views but for the
+    projection, no copies.
+    """
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if name in _NAMES:
-            found[_NAMES[name]] = tensor
-        elif name == "text_projection":
-            found["text_projection.weight"] = tensor.T.contiguous()
-        elif name == "text_projection.weight":
-            found[name] = tensor
-        elif name.startswith("transformer.resblocks."):
-            number, rest = name.removeprefix("transformer.resblocks.").split(".", 1)
-            layer = f"encoder.layers.{number}."
-            if rest.startswith("attn.in_proj_"):
-                kind = rest.removeprefix("attn.in_proj_")
-                for part, value in zip("qkv", tensor.chunk(3), strict=True):
-                    found[f"{layer}self_attn.{part}_proj.{kind}"] = value
-            else:
-                module, kind = rest.rsplit(".", 1)
-                found[f"{layer}{_LAYER_NAMES.get(module, module)}.{kind}"] = tensor
+        for piece in pieces(name):
+            number, count = piece.part
+            own = tensor.chunk(count)[number]
+            found[piece.name] = own.T.contiguous() if piece.transposed else own
     return found
 
 
 def open_clip_tensor(name: str, state: Mapping[str, Tensor]) -> Tensor:
-    """The tensor that OpenCLIP calls `name`, out of transformers' names: the inverse of `from_open_clip`. Raises KeyError where parts of it lack."""
-    if name in _NAMES:
-        return state[_NAMES[name]]
-    if name == "text_projection":
-        return state["text_projection.weight"].T
-    if not name.startswith("transformer.resblocks."):
-        return state[name]
-    number, rest = name.removeprefix("transformer.resblocks.").split(".", 1)
-    layer = f"encoder.layers.{number}."
-    if rest.startswith("attn.in_proj_"):
-        kind = rest.removeprefix("attn.in_proj_")
-        return torch.cat([state[f"{layer}self_attn.{part}_proj.{kind}"] for part in "qkv"])
-    module, kind = rest.rsplit(".", 1)
-    return state[f"{layer}{_LAYER_NAMES.get(module, module)}.{kind}"]
+    """The tensor that OpenCLIP calls `name`, out of transformers' names: the inverse of `from_open_clip`. Raises KeyError where it is not there."""
+    parts = [state[piece.name].T if piece.transposed else state[piece.name] for piece in pieces(name)]
+    if not parts:
+        raise KeyError(name)
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def encode(part: TextPart, captions: list[str], options: TextOptions) -> tuple[Tensor, Tensor | None]:
