@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from loom_server import Server, few_pictures, inverting_graph, node, tuning_graph
 from PIL import Image
+from random_adapters import write_hypernetwork
 
 COMPARING = {
     "model": ["checkpoint", 0], "clip": ["checkpoint", 1], "vae": ["checkpoint", 2], "prompts": "WORD, red food\nsmiley", "base_word": "apple",
@@ -19,6 +20,9 @@ def numbers_of(line: str) -> list[str]:
 
 def test_methods_are_trained_drawn_and_told_in_one_run(server: Server) -> None:
     lora = {"name": "compared", "rank": 4, "alpha": 4.0, "steps": 3, "batch_size": 1, "learning_rate": 1e-2, "seed": 1}
+    results = {"lora": ["lora", 6], "textual_inversion": ["word", 6], "dreambooth": ["tuned", 7], "hypernetwork": ["hyper", 0]}
+    (server.base / "models" / "hypernetworks").mkdir(exist_ok=True)
+    write_hypernetwork(server.base / "models" / "hypernetworks" / "compared.pt")
     graph: dict[str, Any] = {
         **few_pictures(trigger_word="sks"),
         **CHECKPOINT,
@@ -26,22 +30,23 @@ def test_methods_are_trained_drawn_and_told_in_one_run(server: Server) -> None:
         "lora": node("LoomTrainLoRA", base=["base", 0], dataset=["size", 0], options=["sampling", 0], validation=["held_out", 0], **lora),
         "word": inverting_graph("compared_word")["train"],
         "tuned": tuning_graph("compared_model")["train"],
-        "compare": node("LoomCompareMethods", **COMPARING, lora=["lora", 6], textual_inversion=["word", 6], dreambooth=["tuned", 7]),
+        "hyper": node("LoomAdapterStack", rows=json.dumps([{"name": "hypernetwork:compared.pt"}])),
+        "compare": node("LoomCompareMethods", **COMPARING, **results),
         "save": node("SaveImage", images=["compare", 2], filename_prefix="compared"),
     }
     whole = server.run(graph)
     done = whole["compare"]
     lines = [numbers_of(line) for line in done["text"][0].splitlines()]
-    assert [line[0] for line in lines[2:]] == ["base", "LoRA", "DreamBooth", "textual inversion"]
+    assert [line[0] for line in lines[2:]] == ["base", "LoRA", "DreamBooth", "textual inversion", "hypernetwork"]
     assert lines[5][1:4] == ["1,536", f"{(server.base / 'models' / 'embeddings' / 'compared_word.safetensors').stat().st_size / 1024:.3g} KiB", "3"]
     assert "→" in lines[3][-1] and lines[4][-1] == "–"
     saved = server.base / "output" / done["images"][0]["subfolder"] / done["images"][0]["filename"]
     with Image.open(saved) as grid:
         told = json.loads(grid.info["lora_loom.compare_methods"])
-    assert [column["word"] for column in told["columns"]] == ["apple", "sks", "sks", "embedding:compared_word"]
+    assert [column["word"] for column in told["columns"]] == ["apple", "sks", "sks", "embedding:compared_word", "apple"]
     assert told["prompts"] == ["WORD, red food", "smiley"]
     pictures = [opened(server, shown) for shown in whole["save"]["images"]]
-    with_word, without = pictures[:4], pictures[4:]
+    with_word, without = pictures[:5], pictures[5:]
     assert all(np.abs(with_word[0] - other).mean() > 0.5 for other in with_word[1:])
     # A prompt without the new word is drawn as by the base.
     assert np.array_equal(without[0], without[3])
