@@ -8,11 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import comfy_server
-from comfy_server import PACK, error_of
+from comfy_server import PACK, Refused, error_of
 
 __all__ = [
-    *("NEW_WORD", "PACK", "Refused", "Server", "comfyui", "drawing_graph", "error_of", "few_pictures", "inverting_graph", "node"),
-    *("told_in_comfyui", "training_graph", "tuning_graph"),
+    "NEW_WORD",
+    "PACK",
+    "Refused",
+    "Server",
+    "comfyui",
+    "drawing_graph",
+    "error_of",
+    "few_pictures",
+    "inverting_graph",
+    "node",
+    "told_in_comfyui",
+    "training_graph",
+    "tuning_graph",
 ]
 
 NEW_WORD = "<bun>"
