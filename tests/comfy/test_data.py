@@ -44,7 +44,9 @@ def test_datasets_of_many_shapes_and_a_text_encoder_train_together(material: Ser
     prompt["checkpointing"] = node("LoomCheckpointing", **CHECKPOINTING, adapter="best", options=["prior", 0])
     hardware = {"gradient_checkpointing": True, "compile": False, "channels_last": False, "base_format": "as precision", "processes": 1}
     prompt["hardware"] = node("LoomHardware", **hardware, options=["checkpointing", 0])
-    prompt["train"]["inputs"] |= {"options": ["hardware", 0], "class_dataset": ["size", 0]}
+    prompt["class"] = node("LoomDatasetFromFolder", folder="input/food_heldout", repeats=1, trigger_word="", missing_captions="refuse")
+    prompt["class_size"] = node("LoomResolution", dataset=["class", 0], resolution=128, buckets=False)
+    prompt["train"]["inputs"] |= {"options": ["hardware", 0], "class_dataset": ["class_size", 0]}
     prompt["check"] = node("LoomCheckDataset", dataset=["both", 0], batch_size=2)
     prompt["sheet"] = node("SaveImage", images=["check", 1], filename_prefix="sheet")
     outputs = material.run(prompt)

@@ -1,4 +1,5 @@
 """Fine-tuning, textual inversion and pivotal tuning in the real server: what they make is loaded by ComfyUI's own nodes and changes what it draws."""
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -83,26 +84,28 @@ def test_a_word_and_a_lora_are_trained_together_and_stacked(server: Server) -> N
 
 
 @pytest.mark.parametrize(
-    ("graph", "file"),
-    [(tuning_graph("halfway", steps=500), "checkpoints/halfway"), (inverting_graph("halfway", steps=500), "embeddings/halfway")],
+    ("name", "graph", "kind"),
+    [("half_a_model", tuning_graph, "checkpoints"), ("half_a_word", inverting_graph, "embeddings")],
     ids=["fine-tune", "textual inversion"],
 )
-def test_cancel_keeps_the_state_and_stop_keeps_what_there_is(server: Server, graph: dict[str, Any], file: str) -> None:
-    output = server.base / "models" / f"{file}.safetensors"
-    prompt = server.queue(graph)
-    run = server.wait_for_step("halfway", 2)["id"]
+def test_cancel_keeps_the_state_and_stop_keeps_what_there_is(server: Server, name: str, graph: Callable[..., dict[str, Any]], kind: str) -> None:
+    output = server.base / "models" / kind / f"{name}.safetensors"
+    asked = graph(name, steps=500)
+    prompt = server.queue(asked)
+    run = server.wait_for_step(name, 2)["id"]
     server.post("/interrupt", {})
     messages = server.wait(prompt)["status"]["messages"]
     assert any(kind == "execution_interrupted" for kind, _ in messages)
     assert not output.exists()
-    prompt = server.queue(graph)
-    server.wait_for_step("halfway", 4)
+    saved = server.training(name)["step"]
+    prompt = server.queue(asked)
+    server.wait_for_step(name, saved + 1)
     server.post(f"/lora_loom/runs/{run}/stop", {"save": True})
     told = server.wait(prompt)["outputs"]["train"]["lora_loom"][0]
-    assert told["run"] == run and 4 <= told["steps"] < 500
+    assert told["run"] == run and saved < told["steps"] < 500
     assert output.is_file()
     resumed = [event["resumed_from"] for event in server.get(f"/lora_loom/runs/{run}")["events"] if event["event"] == "started"]
-    assert resumed[0] == 0 < 2 <= resumed[1]
+    assert resumed == [0, saved]
 
 
 @pytest.mark.parametrize(
