@@ -195,7 +195,8 @@ def test_what_was_saved_loads_in_cores_loader_and_does_the_same(server: Server, 
         graph |= drawing(f"{name} core", [name, 0], [name, 1], PROMPTS[0])
     done = server.run(graph)
     first, *others = (pixels(server, done[f"{name} core save"]["images"][0]) for name in ("looks", "looks_kohya", "looks_diffusers"))
-    assert all(np.array_equal(first, other) for other in others)
+    # To a grey level of 255: where numbers lie in a file, and so in memory, changes how core's products are rounded.
+    assert all(np.abs(first.astype(int) - other).max() <= 1 for other in others)
     assert not np.array_equal(first, pixels(server, outputs["plain save"]["images"][0]))
     assert "lora key not loaded" not in server.log.read_text()[before:]
 
