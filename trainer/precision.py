@@ -2,6 +2,7 @@
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +12,7 @@ from .options import SaveFormat
 from .spec import Precision
 from .typed import SpecError
 
+_STATUS = Path("/proc/self/status")
 SAVE_FORMATS: dict[SaveFormat, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 """Number formats of files."""
 
@@ -43,9 +45,13 @@ def accelerator(formats: Formats) -> Accelerator:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has had at once: of the device's memory where it is a GPU, of the machine's otherwise."""
+    """The most bytes that this process has had at once: of the device's memory where it is a GPU, of the machine's otherwise; 0: not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if _STATUS.is_file():
+        # What getrusage tells on Linux includes the process that started this one, as large as it was then.
+        told = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        return int(told["VmHWM"].split()[0]) * 1024
     try:
         import resource
     except ImportError:  # Windows
