@@ -11,7 +11,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..trainer.adapters.stack import EMBEDDING, Row
+from ..trainer.adapters.stack import EMBEDDING, HYPERNETWORK, Row
 from ..trainer.grid import labelled_grid
 from ..trainer.method_table import MethodRow, method_table
 from .apply import apply_rows
@@ -117,10 +117,11 @@ class LoomCompareMethods(io.ComfyNode):
         slots = {"lora": lora, "dreambooth": dreambooth, "textual_inversion": textual_inversion, "fine_tune": fine_tune}
         results = {slot: result for slot, result in slots.items() if result is not None}
         _check(results)
+        hypernetwork = _hypernetworks(hypernetwork)
         lines = [line.strip() for line in prompts.splitlines() if line.strip()] or [WORD]
         columns = [_Column("base", base_word), *(_column(slot, result, base_word) for slot, result in results.items())]
         if hypernetwork:
-            columns.append(_Column("hypernetwork", base_word, tuple(hypernetwork)))
+            columns.append(_Column("hypernetwork", base_word, hypernetwork))
         if len(columns) * len(lines) > _MOST_CELLS:
             raise ValueError(f"the grid would have {len(columns) * len(lines)} pictures, and at most {_MOST_CELLS} are drawn: take fewer prompts.")
         drawn = _draw(model, clip, vae, columns, lines, negative, sampling, str(cls.hidden.unique_id))
@@ -155,6 +156,18 @@ def _check(results: Mapping[str, TrainingResult]) -> None:
     if len(bases) > 1:
         told = ", ".join(f"{slot}: {base.name}" for base, slot in bases.items())
         raise ValueError(f"the results were trained on different bases ({told}): methods are compared on one.")
+
+
+def _hypernetworks(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows that are on. Raises ValueError for one that is no hypernetwork: the column would be called what it is not."""
+    on = tuple(row for row in rows if row.on)
+    for row in on:
+        if not row.name.startswith(HYPERNETWORK):
+            raise ValueError(
+                f"hypernetwork is the column of hypernetworks, and {row.name} is none: connect a stack of hypernetworks alone; "
+                "adapters of other kinds are compared by Compare Adapters."
+            )
+    return on
 
 
 def _column(slot: str, result: TrainingResult, base_word: str) -> _Column:

@@ -51,7 +51,8 @@ def peak_memory(device: torch.device) -> int:
     if _STATUS.is_file():
         # What getrusage tells on Linux includes the process that started this one, as large as it was then.
         told = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
-        return int(told["VmHWM"].split()[0]) * 1024
+        if "VmHWM" in told:
+            return int(told["VmHWM"].split()[0]) * 1024
     try:
         import resource
     except ImportError:  # Windows

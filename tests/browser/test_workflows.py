@@ -28,6 +28,7 @@ def test_workflows_give_their_api_twins_also_after_saving_and_loading(open_page:
     for name in NAMES:
         graph, twin = (json.loads((PACK / "workflows" / folder / f"{name}.json").read_text()) for folder in ("", "api"))
         page.evaluate("(graph) => app.loadGraphData(graph)", graph)
+        expect(page.get_by_text("Invalid workflow"), name).to_have_count(0)
         assert prompt(page) == twin, name
         page.evaluate(SAVE_AND_LOAD)
         assert prompt(page) == twin, name

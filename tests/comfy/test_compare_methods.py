@@ -1,8 +1,10 @@
 """Methods side by side in the real server, trained, drawn and told in one graph run."""
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from loom_server import Server, few_pictures, inverting_graph, node, tuning_graph
 from PIL import Image
 from random_adapters import write_hypernetwork
@@ -20,9 +22,11 @@ def numbers_of(line: str) -> list[str]:
 
 def test_methods_are_trained_drawn_and_told_in_one_run(server: Server) -> None:
     lora = {"name": "compared", "rank": 4, "alpha": 4.0, "steps": 3, "batch_size": 1, "learning_rate": 1e-2, "seed": 1}
-    results = {"lora": ["lora", 6], "textual_inversion": ["word", 6], "dreambooth": ["tuned", 7], "hypernetwork": ["hyper", 0]}
-    (server.base / "models" / "hypernetworks").mkdir(exist_ok=True)
-    write_hypernetwork(server.base / "models" / "hypernetworks" / "compared.pt")
+    # DreamBooth takes a fine-tune too: here the same one, which has to be drawn the same.
+    trained = {"lora": ["lora", 6], "dreambooth": ["tuned", 7], "textual_inversion": ["word", 6], "fine_tune": ["tuned", 7]}
+    models = server.base / "models"
+    (models / "hypernetworks").mkdir(exist_ok=True)
+    write_hypernetwork(models / "hypernetworks" / "compared.pt")
     graph: dict[str, Any] = {
         **few_pictures(trigger_word="sks"),
         **CHECKPOINT,
@@ -31,22 +35,32 @@ def test_methods_are_trained_drawn_and_told_in_one_run(server: Server) -> None:
         "word": inverting_graph("compared_word")["train"],
         "tuned": tuning_graph("compared_model")["train"],
         "hyper": node("LoomAdapterStack", rows=json.dumps([{"name": "hypernetwork:compared.pt"}])),
-        "compare": node("LoomCompareMethods", **COMPARING, **results),
+        "compare": node("LoomCompareMethods", **COMPARING, **trained, hypernetwork=["hyper", 0]),
         "save": node("SaveImage", images=["compare", 2], filename_prefix="compared"),
     }
     whole = server.run(graph)
     done = whole["compare"]
     lines = [numbers_of(line) for line in done["text"][0].splitlines()]
-    assert [line[0] for line in lines[2:]] == ["base", "LoRA", "DreamBooth", "textual inversion", "hypernetwork"]
-    assert lines[5][1:4] == ["1,536", f"{(server.base / 'models' / 'embeddings' / 'compared_word.safetensors').stat().st_size / 1024:.3g} KiB", "3"]
-    assert "→" in lines[3][-1] and lines[4][-1] == "–"
+    methods = {line[0]: line for line in lines[2:]}
+    assert list(methods) == ["base", "LoRA", "DreamBooth", "textual inversion", "full fine-tune", "hypernetwork"]
+    assert {label: line[2] for label, line in methods.items()} == {
+        "base": "–",
+        "LoRA": size_of(models / "loras" / "compared.safetensors", "KiB"),
+        "DreamBooth": size_of(models / "checkpoints" / "compared_model.safetensors", "MiB"),
+        "textual inversion": size_of(models / "embeddings" / "compared_word.safetensors", "KiB"),
+        "full fine-tune": size_of(models / "checkpoints" / "compared_model.safetensors", "MiB"),
+        "hypernetwork": size_of(models / "hypernetworks" / "compared.pt", "MiB"),
+    }
+    assert (methods["textual inversion"][1], methods["textual inversion"][3]) == ("1,536", "3")
+    assert "→" in methods["LoRA"][-1] and methods["DreamBooth"][-1] == "–"
     saved = server.base / "output" / done["images"][0]["subfolder"] / done["images"][0]["filename"]
     with Image.open(saved) as grid:
         told = json.loads(grid.info["lora_loom.compare_methods"])
-    assert [column["word"] for column in told["columns"]] == ["apple", "sks", "sks", "embedding:compared_word", "apple"]
+    assert [column["word"] for column in told["columns"]] == ["apple", "sks", "sks", "embedding:compared_word", "sks", "apple"]
     assert told["prompts"] == ["WORD, red food", "smiley"]
     pictures = [opened(server, shown) for shown in whole["save"]["images"]]
-    with_word, without = pictures[:5], pictures[5:]
+    with_word, without = pictures[:6], pictures[6:]
+    assert np.array_equal(with_word[2], with_word[4])
     assert all(np.abs(with_word[0] - other).mean() > 0.5 for other in with_word[1:])
     # A prompt without the new word is drawn as by the base.
     assert np.array_equal(without[0], without[3])
@@ -58,6 +72,17 @@ def opened(server: Server, shown: dict[str, str]) -> np.ndarray:
         return np.asarray(image.convert("RGB"), dtype=np.int16)
 
 
-def test_a_result_in_the_column_of_another_method_is_refused(server: Server) -> None:
-    message = server.fail({**inverting_graph("compared_word"), **CHECKPOINT, "compare": node("LoomCompareMethods", **COMPARING, lora=["train", 6])})
-    assert "lora is the column of LoRA, and compared_word comes of textual_inversion" in message
+def size_of(file: Path, unit: str) -> str:
+    return f"{file.stat().st_size / {'KiB': 2**10, 'MiB': 2**20}[unit]:.3g} {unit}"
+
+
+@pytest.mark.parametrize(
+    ("slot", "output", "told"),
+    [
+        ("lora", 6, "lora is the column of LoRA, and compared_word comes of textual_inversion"),
+        ("hypernetwork", 0, "hypernetwork is the column of hypernetworks, and embedding:compared_word is none"),
+    ],
+)
+def test_what_is_connected_to_the_column_of_another_method_is_refused(server: Server, slot: str, output: int, told: str) -> None:
+    graph = {**inverting_graph("compared_word"), **CHECKPOINT, "compare": node("LoomCompareMethods", **COMPARING, **{slot: ["train", output]})}
+    assert told in server.fail(graph)
