@@ -81,16 +81,6 @@ def test_states_are_kept_and_held_out_pictures_looked_at_as_often_as_asked(serve
     assert sorted(folder.name for folder in states.iterdir()) == ["step-00000008", "step-00000010", "step-00000011"]
 
 
-def test_states_are_saved_by_the_clock(server: Server) -> None:
-    asked = graph("clocked", steps=20)
-    asked["clocked"] = node("LoomCheckpointing", every_steps=0, every_minutes=0.005, keep_last=100, validate_every_steps=0, options=["network", 0])
-    asked["train"]["inputs"]["options"] = ["clocked", 0]
-    run = server.run(asked)["train"]["lora_loom"][0]["run"]
-    states = sorted((server.base / "output" / "lora_loom" / "runs" / run / "state").iterdir())
-    assert states[-1].name == "step-00000020"
-    assert 2 <= len(states) < 20, "0.3 s are several steps here and not the whole training"
-
-
 def test_options_that_are_set_to_their_defaults_train_what_no_options_train(server: Server) -> None:
     server.run(training_graph("without", steps=3))
     server.run(graph("with", steps=3))

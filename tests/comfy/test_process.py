@@ -38,7 +38,7 @@ def wait_gone(pid: int, seconds: float) -> float:
 
 
 def test_cancel_keeps_the_state_and_the_next_queue_goes_on_to_the_same_adapter(server: Server) -> None:
-    graph = training_graph("cancelled", steps=60)
+    graph = training_graph("cancelled", steps=30)
     prompt = server.queue(graph)
     run = server.wait_for_step("cancelled", 5)["id"]
     pid = pid_of(server, run)
@@ -51,11 +51,11 @@ def test_cancel_keeps_the_state_and_the_next_queue_goes_on_to_the_same_adapter(s
     assert any(kind == "execution_interrupted" for kind, _ in entry["status"]["messages"])
     assert not (server.base / "models" / "loras" / "cancelled.safetensors").exists(), "Cancel left a half-trained adapter"
     saved = [event for event in events(server, run) if event["event"] == "checkpoint"][-1]["step"]
-    assert 5 <= saved < 60
+    assert 5 <= saved < 30
 
     server.run(graph)
     assert [event["resumed_from"] for event in events(server, run) if event["event"] == "started"] == [0, saved]
-    server.run(training_graph("uncut", steps=60))
+    server.run(training_graph("uncut", steps=30))
     cut, whole = (load_file(server.base / "models" / "loras" / f"{name}.safetensors") for name in ("cancelled", "uncut"))
     assert all(bool((cut[key] == whole[key]).all()) for key in whole)
 
@@ -78,14 +78,14 @@ def test_cancel_while_samples_are_drawn_is_as_quick_and_keeps_the_state(server: 
 
 
 def test_a_stopped_training_goes_on_also_when_its_name_comes_by_a_link(server: Server) -> None:
-    graph = training_graph("linked", steps=60)
+    graph = training_graph("linked", steps=30)
     graph["name"] = node("PrimitiveString", value="linked")
     graph["train"]["inputs"]["name"] = ["name", 0]
     prompt = server.queue(graph)
     run = server.wait_for_step("linked", 3)["id"]
     server.post(f"/lora_loom/runs/{run}/stop", {"save": True})
-    assert server.wait(prompt)["outputs"]["train"]["lora_loom"][0]["steps"] < 60
-    assert server.run(graph)["train"]["lora_loom"][0]["steps"] == 60
+    assert server.wait(prompt)["outputs"]["train"]["lora_loom"][0]["steps"] < 30
+    assert server.run(graph)["train"]["lora_loom"][0]["steps"] == 30
 
 
 def test_a_python_that_does_not_look_into_the_current_folder_trains_too(server: Server, tmp_path: Path) -> None:
@@ -171,6 +171,16 @@ def test_a_killed_comfyui_leaves_no_trainer_behind_and_loses_nothing(server: Ser
     assert told[-1]["event"] == "finished"
     assert told[-1]["stopped"]
     assert any(event["event"] == "checkpoint" and event["step"] >= 5 for event in told)
+
+
+def test_states_are_saved_by_the_clock(server: Server) -> None:
+    asked = training_graph("clocked", steps=20)
+    asked["clocked"] = node("LoomCheckpointing", every_steps=0, every_minutes=0.005, keep_last=100, validate_every_steps=0, options=["sampling", 0])
+    asked["train"]["inputs"]["options"] = ["clocked", 0]
+    run = server.run(asked)["train"]["lora_loom"][0]["run"]
+    states = sorted((server.base / "output" / "lora_loom" / "runs" / run / "state").iterdir())
+    assert states[-1].name == "step-00000020"
+    assert 2 <= len(states) < 20, "0.3 s are several steps here and not the whole training"
 
 
 def test_captioning_writes_a_file_beside_each_picture(server: Server) -> None:
