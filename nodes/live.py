@@ -50,8 +50,9 @@ class LiveStack:
     def __init__(self, model: Any, branches: Sequence[Branch], earlier: "LiveStack | None" = None) -> None:
         """`earlier`: another stack; where only weights differ, what it has made is used again."""
         # In an order that is not that of the stack, so that its order changes no bit.
-        self.branches = tuple(sorted(branches, key=lambda branch: (branch.row.name, branch.weight, branch.row.model_dump_json())))
-        self._rows = list(dict.fromkeys(branch.row for branch in self.branches))
+        self._rows = sorted(dict.fromkeys(branch.row for branch in branches), key=lambda row: (row.name, row.model_dump_json()))
+        places = {row: place for place, row in enumerate(self._rows)}
+        self.branches = tuple(sorted(branches, key=lambda branch: (places[branch.row], branch.weight)))
         self._by_path: dict[str, list[Branch]] = {}
         for branch in self.branches:
             self._by_path.setdefault(weight_of(branch.target).rpartition(".")[0], []).append(branch)

@@ -2,6 +2,7 @@
 import contextlib
 import itertools
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -30,17 +31,22 @@ RELATIVE = frozenset({"GLoRA", "OFT", "IA3", "replaced weight"})
 
 def kind_of(layer: Layer) -> str:
     """Which of the kinds the layer is. Raises AdapterMathError for none, for two at once, and for tensors that are missing or not understood."""
-    names = set(layer) - BESIDE
+    return _kind_of(frozenset(layer))
+
+
+@lru_cache(maxsize=1024)
+def _kind_of(suffixes: frozenset[str]) -> str:
+    names = suffixes - BESIDE
     found = kinds_in(names)
     if len(found) != 1:
         held = " and ".join(found) or "no kind of adapter that is known"
-        raise AdapterMathError(f"the layer holds {held} ({', '.join(sorted(layer))}): one kind a layer can be computed with")
+        raise AdapterMathError(f"the layer holds {held} ({', '.join(sorted(suffixes))}): one kind a layer can be computed with")
     required, optional = KINDS[found[0]]
     if names - required - optional or required - names:
         wrong = [f"{name} is not understood" for name in sorted(names - required - optional)]
         wrong += [f"{name} is missing" for name in sorted(required - names)]
         raise AdapterMathError(f"this is {found[0]}, but {'; '.join(wrong)}")
-    if "dora_scale" in layer and found[0] not in _DECOMPOSABLE:
+    if "dora_scale" in suffixes and found[0] not in _DECOMPOSABLE:
         raise AdapterMathError(f"dora_scale does not go with {found[0]}")
     return found[0]
 

@@ -4,7 +4,8 @@ Names and shapes are those that ComfyUI reads (comfy/weight_adapter in 0.3.75); 
 (https://github.com/KohakuBlueleaf/LyCORIS), which ComfyUI does not read. Everything here works on shapes, so that a file's header is enough.
 """
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias, cast
 
 from torch import Tensor
@@ -53,19 +54,20 @@ _MATRICES = frozenset().union(*(KINDS[kind].required | KINDS[kind].optional for 
 _MATRICES -= {"lora_mid.weight", "hada_t1", "hada_t2", "lokr_t2"}
 
 
-def kinds_in(suffixes: Collection[str]) -> list[str]:
+@lru_cache(maxsize=1024)  # thousands of layers, and a handful of ways to name what they hold
+def kinds_in(suffixes: frozenset[str]) -> tuple[str, ...]:
     """The kinds that any of the suffixes belongs to, in the order of KINDS."""
-    return [kind for kind, (required, optional) in KINDS.items() if not (required | optional).isdisjoint(suffixes)]
+    return tuple(kind for kind, (required, optional) in KINDS.items() if not (required | optional).isdisjoint(suffixes))
 
 
 def layer_kind(shapes: Shapes) -> LayerKind | None:
     """What kind of layer these tensors make; the first of several. None: nothing that changes a weight or a bias, as `alpha` alone."""
-    kind = next(iter(kinds_in(shapes)), None)
+    kind = next(iter(kinds_in(frozenset(shapes))), None)
     if kind in _OF_A_DIFFERENCE or (kind is None and not BIASES.isdisjoint(shapes)):
         return "full difference"
     if kind == "OFT" and len(shapes.get("oft_blocks", ())) == 4:
         return "BOFT"
-    return cast(LayerKind | None, kind)
+    return cast("LayerKind | None", kind)
 
 
 def layer_problem(shapes: Shapes) -> str | None:
