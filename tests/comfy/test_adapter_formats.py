@@ -33,9 +33,14 @@ def test_merged_rounds_once_to_the_format_of_the_weights(told: dict[str, Any]) -
         if name in (IN_FP16, PACKED):
             continue
         assert of["rounding"]["merged weights"] < 1e-3, name
-        assert of["cases"][KINDS]["merged"] < 1.1 * of["rounding"]["rounded once"], name
-        assert of["cases"][LORAS]["merged"] < 1.1 * of["cases"][LORAS]["core"], name
-        assert of["cases"][LORAS]["merged, partly"] < 1.1 * of["cases"][LORAS]["core, partly"], name
+        loras = of["cases"][LORAS]
+        for ours, wanted in (
+            (of["cases"][KINDS]["merged"], of["rounding"]["rounded once"]),
+            (loras["merged"], loras["core"]),
+            (loras["merged, partly"], loras["core, partly"]),
+        ):
+            # What a partly loaded model has not yet patched is computed in fp32, where both are a matter of the last bit.
+            assert ours < max(1.1 * wanted, 5e-6), name
     for case in (LORAS, KINDS):
         assert told[PACKED]["cases"][case]["merged"] < 5e-5 and told[PACKED]["cases"][case]["merged, partly"] < 5e-5
 

@@ -72,8 +72,10 @@ def test_comfy_cli_runs_the_published_workflow(server: Server, tmp_path: Path, f
     else:
         # comfy-cli translates a graph as the page saves it; the numbers are in the order of the widgets.
         graph = json.loads((PACK / "workflows" / "train_lora_sd15.json").read_text())
-        values = next(node["widgets_values"] for node in graph["nodes"] if node["type"] == "LoomTrainLoRA")
-        values[0], values[3], values[4] = name, 3, 1
+        values = {node["type"]: node["widgets_values"] for node in graph["nodes"] if "widgets_values" in node}
+        training = values["LoomTrainLoRA"]
+        training[0], training[3], training[4] = name, 3, 1
+        values["LoomSampling"][4] = values["KSampler"][2] = 2
     path = tmp_path / "workflow.json"
     path.write_text(json.dumps(graph))
     command = [os.environ["LORA_LOOM_COMFY_CLI"], "--skip-prompt", "run", "--workflow", str(path), "--wait"]
