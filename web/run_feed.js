@@ -8,6 +8,7 @@ import { fromHistory, isOver, newState, reduce } from "./run_state.js";
 const entries = new Map();
 const watchers = new Set();
 let listing = null;
+let nextListing = null;
 /** Server time minus browser time, in seconds: the two machines' clocks may differ. */
 let clockOffset = 0;
 
@@ -93,8 +94,7 @@ const isOwned = (run) => [...watchers].some((watcher) => watcher.owns(run));
 
 /** Reads the list of runs, and with `again` the histories of those still going. */
 async function refresh(again = false) {
-  listing ??= getList().finally(() => (listing = null));
-  const { known, answer } = await listing;
+  const { known, answer } = await list();
   if (!answer) return;
   const listed = new Set();
   for (const run of answer.runs) {
@@ -111,6 +111,16 @@ async function refresh(again = false) {
     entry.state = { ...entry.state, status: "stopped", warnings };
   }
   tell();
+}
+
+/** The list as it is now: one that is already on its way may have been answered before what is asked about. */
+function list() {
+  if (!listing) return (listing = getList().finally(() => (listing = null)));
+  nextListing ??= listing.then(() => {
+    nextListing = null;
+    return list();
+  });
+  return nextListing;
 }
 
 async function load(entry, waiting = []) {

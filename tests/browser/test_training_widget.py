@@ -3,8 +3,8 @@ import re
 from collections.abc import Callable
 
 import pytest
-from loom_server import Server
-from playwright.sync_api import Page, expect
+from loom_server import Server, training_graph
+from playwright.sync_api import Page, Route, expect
 
 
 def set_widget(page: Page, node_type: str, widget: str, value: object) -> None:
@@ -57,3 +57,29 @@ def test_the_widget_follows_a_run_survives_a_reload_and_stops_it(
     page.locator(".lora-loom-stop").click()
     expect(page.locator(".lora-loom-run")).to_have_attribute("data-state", "stopped", timeout=60_000)
     assert (server.base / "models" / "loras" / f"{name}.safetensors").is_file()
+
+
+@pytest.mark.parametrize("open_page", ["canvas"], indirect=True)
+def test_a_training_that_is_found_while_the_list_of_runs_is_read_is_shown(open_page: Callable[[str], Page], server: Server) -> None:
+    page = open_page("train_lora_sd15")
+    node = page.evaluate("String(app.graph.nodes.find((node) => node.type === 'LoomTrainLoRA').id)")
+    # Of another name than the node's, so that the page does not follow it while it runs.
+    graph = training_graph("found_meanwhile", steps=1)
+    graph[node] = graph.pop("train")
+    server.run(graph)
+    set_widget(page, "LoomTrainLoRA", "name", "found_meanwhile")
+    held: list[Route] = []
+
+    def answered(route: Route) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.route("**/lora_loom/runs", answered)
+    executed = "(node) => app.api.dispatchEvent(new CustomEvent('executed', { detail: { node, display_node: node, output: { lora_loom: [] } } }))"
+    with page.expect_request("**/lora_loom/runs"):
+        page.evaluate(executed, node)
+    page.evaluate(executed, node)
+    held[0].fulfill(json={"runs": []})  # as the server answered before the second node was done
+    expect(page.locator(".lora-loom-run")).to_have_attribute("data-state", "finished")
