@@ -16,8 +16,9 @@ def picture(server: Server, result: dict[str, Any]) -> np.ndarray:
         return np.asarray(image.convert("RGB"), dtype=np.int16)
 
 
-def drawn(server: Server, prompt: str, model: list[Any] = ["checkpoint", 0], clip: list[Any] = ["checkpoint", 1], **more: Any) -> np.ndarray:  # noqa: B006
-    return picture(server, server.run({**drawing_graph(model, clip, prompt, "methods", steps=3), **more}))
+def drawn(server: Server, prompt: str, by: str = "checkpoint", **more: Any) -> np.ndarray:
+    """With the model and text encoder of node `by`, the first two of its outputs."""
+    return picture(server, server.run({**drawing_graph([by, 0], [by, 1], prompt, "methods", steps=3), **more}))
 
 
 def trained(result: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def test_a_word_and_a_lora_are_trained_together_and_stacked(server: Server) -> N
     own = picture(server, done)
     strengths = {"strength_model": 1.0, "strength_clip": 1.0}
     lora = node("LoraLoader", model=["checkpoint", 0], clip=["checkpoint", 1], lora_name="my_bun.safetensors", **strengths)
-    assert np.array_equal(own, drawn(server, "embedding:my_bun", ["lora", 0], ["lora", 1], lora=lora))
+    assert np.array_equal(own, drawn(server, "embedding:my_bun", "lora", lora=lora))
 
 
 @pytest.mark.parametrize(
