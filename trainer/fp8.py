@@ -26,7 +26,7 @@ def store_in_fp8(model: nn.Module) -> None:
             scale = weight.abs().amax(dim=tuple(range(1, weight.dim())), keepdim=True).clamp(min=1e-12) / _LARGEST
             module.weight.data = (weight / scale).to(_FORMAT)
             module.register_buffer("weight_scale", scale, persistent=False)
-            module.forward = MethodType(_linear if isinstance(module, nn.Linear) else _convolved, module)  # type: ignore[method-assign] - one layer's own
+            module.forward = MethodType(_linear if isinstance(module, nn.Linear) else _convolved, module)  # type: ignore[method-assign]  # one layer's own
 
 
 def _linear(self: Any, x: Tensor) -> Tensor:
