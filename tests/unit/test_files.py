@@ -52,6 +52,14 @@ def test_the_headers_hash_is_of_the_header_alone(tmp_path: Path) -> None:
     assert a != c
 
 
+def test_a_header_beyond_what_the_format_allows_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "vast.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 100_000_001) + b"{")
+        file.truncate(100_000_100)
+    assert header_error(path).startswith("vast.safetensors is not a .safetensors file: its header would be 100,000,001 bytes long")
+
+
 def test_pickles_are_named_as_such_and_never_opened(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "zip.safetensors", "w") as archive:
         archive.writestr("archive/data.pkl", b"x" * 100)

@@ -1,4 +1,5 @@
 """Methods beside LoRA, from the spec to the file, on a tiny base: what trains, what stays, what is saved, and how a run goes on."""
+import re
 from pathlib import Path
 from typing import Any
 
@@ -191,13 +192,22 @@ def test_an_embedding_trains_along_with_a_lora(workshop: Workshop) -> None:
         ("textual_inversion", {"word": {"placeholder": "<b>"}, "text": {"learning_rate": 1e-4}}, "trains the new word alone"),
         ("textual_inversion", {"word": {"placeholder": "<b>"}, "network": {}}, "network: Extra inputs are not permitted"),
         ("fine_tune", {"hardware": {"base_format": "fp8"}}, "base_format fp8 is for a base that stays as it is"),
-        ("fine_tune", {"batch_size": 1024, "optimizer": {"ema_decay": 0.9}}, "Lower batch_size or resolution"),
     ],
 )
 def test_what_cannot_be_trained_is_told(workshop: Workshop, task: str, settings: dict[str, Any], words: str) -> None:
     data = [workshop.dataset("lemon", framing={"resolution": 4096})]
     message = workshop.refused(f"refused {words[:20]}", **{"task": task, "datasets": data, **settings})
     assert words in message
+
+
+def test_a_training_that_cannot_fit_is_refused_with_what_it_needs(workshop: Workshop) -> None:
+    data = [workshop.dataset("lemon", framing={"resolution": 4096})]
+    message = workshop.refused("too large", task="fine_tune", datasets=data, batch_size=1024, optimizer={"ema_decay": 0.9})
+    told = re.search(r"at least ([\d.]+) GiB, and ([\d.]+) GiB are free on \w+ \w+ \(([\d.]+) for 1024 pictures a step", message)
+    assert told, message
+    needs, free, pictures = map(float, told.groups())
+    assert needs > free and needs >= pictures > needs / 2
+    assert message.endswith("Lower batch_size or resolution, and raise gradient_accumulation_steps instead.")
 
 
 def test_pictures_of_the_subject_are_none_of_its_class(workshop: Workshop) -> None:

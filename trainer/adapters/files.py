@@ -69,7 +69,7 @@ def read_header(path: Path) -> Header:
                 raise FileError(f"{path.name} is not a .safetensors file: it holds {size} bytes. Download it again.")
             (length,) = struct.unpack("<Q", start)
             if length > HEADER_LIMIT_BYTES or length + 8 > size:
-                raise FileError(f"{path.name} is {_looks_like(start, path)}.")
+                raise FileError(f"{path.name} is {_looks_like(start, length + 8 <= size)}.")
             raw = file.read(length)
     except OSError as error:
         raise FileError(f"{path.name} cannot be read: {error.strerror}.") from error
@@ -87,11 +87,15 @@ def read_header(path: Path) -> Header:
     return Header(tensors, metadata, hashlib.sha256(raw).hexdigest())
 
 
-def _looks_like(start: bytes, path: Path) -> str:
+def _looks_like(start: bytes, whole: bool) -> str:
+    """What is there instead, from its first 8 bytes; `whole`: it is as long as they say, if they are the length of a header."""
     if start[:2] == b"PK" or start[:1] == b"\x80":
         return "a pickle (.ckpt/.pt), which can run code when it is opened; LoRA Loom reads .safetensors only. Use that version of it"
     if start[:1] == b"<":
         return "a web page, not a model: the download went wrong. Download it again"
+    if whole:
+        length, most = int.from_bytes(start, "little"), HEADER_LIMIT_BYTES
+        return f"not a .safetensors file: its header would be {length:,} bytes long, and the format allows {most:,}. Use another copy of it"
     return "not a .safetensors file, or it is truncated. Download it again"
 
 
