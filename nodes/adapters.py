@@ -10,7 +10,7 @@ from ..trainer.adapters.files import FileError, read_header
 from ..trainer.adapters.kinds import AdapterFacts
 from ..trainer.adapters.reading import describe_file
 from ..trainer.adapters.stack import EMBEDDING, Row, StackError, embedding_words, from_lora_stack, parse_rows, to_lora_stack, trigger_words
-from ..trainer.typed import explain
+from ..trainer.messages import explain
 from .paths import PathError, adapter_file, model_choices
 from .rows import NOT_WHOLE, is_lora, row_files
 from .sockets import LoomAdapters, LoraStack

@@ -5,7 +5,8 @@ from comfy_api.latest import io
 from pydantic import ValidationError
 
 from ..trainer.options import Options
-from ..trainer.typed import Model, explain
+from ..trainer.messages import explain
+from ..trainer.typed import Model
 
 CATEGORY = "LoRA Loom/training"
 

@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..trainer.adapters.soundness import shown
+from ..trainer.messages import shown
 
 
 def choice_problem(**inputs: tuple[Any, Sequence[str]]) -> str | None:

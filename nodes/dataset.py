@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from ..trainer.data.sources import scan_folder, signature
 from ..trainer.dataset import CaptionUse, Dataset, Framing
-from ..trainer.typed import explain
+from ..trainer.messages import explain
 from .paths import PathError, dataset_choices, dataset_folder
 from .sockets import LoomDataset
 

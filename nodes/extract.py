@@ -10,7 +10,7 @@ from ..trainer.adapters.extract import Extraction, extract
 from ..trainer.adapters.merge import is_text_encoder
 from ..trainer.adapters.plain import FORMATS
 from ..trainer.families.detect import Checkpoint, describe_checkpoint
-from ..trainer.typed import explain
+from ..trainer.messages import explain
 from .choices import choice_problem
 from .made import save_adapter, target, target_problem, watched
 from .parts import blocks_of

@@ -10,7 +10,7 @@ from ..trainer.adapters.merge import MERGE_OPTIONS, MergeOptions, merge
 from ..trainer.adapters.merge_report import MergeResult
 from ..trainer.adapters.plain import FORMATS
 from ..trainer.adapters.stack import Row
-from ..trainer.typed import explain
+from ..trainer.messages import explain
 from .choices import choice_problem
 from .made import refuse_own_source, save_adapter, sources_of, target, target_problem, watched
 from .parts import base_weights, blocks_of, common_family, merge_weight, not_carried, parts_of

@@ -9,7 +9,7 @@ from ..trainer.adapters.stack import EMBEDDING, Row
 from ..trainer.options import NewWord, Options
 from ..trainer.spec import Base, TextualInversionSpec
 from ..trainer.templates import TEMPLATES, named, templated
-from ..trainer.typed import explain
+from ..trainer.messages import explain
 from . import stamps
 from .choices import choice_problem
 from .dataset import Datasets

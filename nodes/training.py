@@ -20,7 +20,7 @@ from ..trainer.events import Event, Finished, Phase, Progress, Sample, Started
 from ..trainer.history import History
 from ..trainer.options import Checkpointing, Hardware, Objective, OptimizerOptions, Options, Sampling, TextOptions
 from ..trainer.spec import Base, Result, TrainingSpec, run_id, steps_of
-from ..trainer.typed import explain
+from ..trainer.messages import explain
 from . import stamps
 from .dataset import Datasets
 from .jobs import execute, finished_history, remember

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from .dataset import Dataset, DatasetImage
+from .messages import explain
 from .options import (
     Checkpointing,
     Hardware,
@@ -26,7 +27,7 @@ from .options import (
     SaveFormat,
     TextOptions,
 )
-from .typed import Model, SpecError, explain
+from .typed import Model, SpecError
 
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
 CaptionMode = Literal["missing only", "all images"]

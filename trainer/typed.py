@@ -1,7 +1,7 @@
 """What every boundary is made of: immutable models that reject unknown keys, and the error for a request that cannot be carried out."""
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class SpecError(ValueError):
@@ -21,14 +21,3 @@ def _utf8(text: str) -> str:
 
 Utf8 = Annotated[str, AfterValidator(_utf8)]
 """A string that JSON can hold: names on a disk need not be one."""
-
-
-def explain(error: ValidationError) -> str:
-    """Pydantic's findings on one line: `steps: Input should be greater than or equal to 1 (got 0); ...`."""
-    findings = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "spec"
-        message = item["msg"].removeprefix("Value error, ")
-        shown = repr(item["input"])
-        findings.append(f"{where}: {message}" + (f" (got {shown})" if len(shown) <= 60 else ""))
-    return "; ".join(findings)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainer.data.sources import DatasetError, check_captions, has_pictures, listed, scan_folder, signature
+from trainer.data.sources import DatasetError, check_captions, has_pictures, scan_folder, signature
 from trainer.spec import Dataset, DatasetImage
 
 
@@ -212,18 +212,6 @@ def test_metadata_that_is_not_utf8(tmp_path: Path) -> None:
     assert "metadata.jsonl is not UTF-8" in refusal(tmp_path)
 
 
-def test_long_lists_are_cut() -> None:
-    assert listed([str(i) for i in range(50)]).endswith("48, 49")
-    assert listed([str(i) for i in range(53)]).endswith("48, 49, and 3 more")
-
-
-@pytest.mark.skipif(os.name != "posix", reason="file names are bytes only there")
-def test_a_file_name_that_is_not_unicode_is_told_as_a_dataset_error(tmp_path: Path) -> None:
-    whole = picture(tmp_path / "good.png").read_bytes()
-    Path(os.fsdecode(bytes(tmp_path) + b"/k\xe4se.png")).write_bytes(whole)
-    assert "se.png" in refusal(tmp_path)
-
-
 def test_a_folder_that_repeats_zero_times_is_told_as_a_dataset_error(tmp_path: Path) -> None:
     picture(tmp_path / "0_cat" / "a.png")
     assert "0_cat" in refusal(tmp_path)
@@ -299,3 +287,10 @@ def test_a_moved_dataset_scans_the_same(signed: Path, tmp_path_factory: pytest.T
     shutil.copytree(signed, there)
     facts = [[(Path(i.path).name, i.sha256, i.caption, i.repeats) for i in scan_folder(d, "x").images] for d in (signed, there)]
     assert facts[0] == facts[1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are bytes only there")
+def test_a_file_name_that_is_not_unicode_is_told_as_a_dataset_error(tmp_path: Path) -> None:
+    whole = picture(tmp_path / "good.png").read_bytes()
+    Path(os.fsdecode(bytes(tmp_path) + b"/k\xe4se.png")).write_bytes(whole)
+    assert "se.png" in refusal(tmp_path)

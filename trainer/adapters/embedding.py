@@ -13,10 +13,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..messages import shown
 from .files import FileError, read_header
 from .layers import Shape
 from .pickles import is_pickle, load_pickle, plain_tensor
-from .soundness import check_values, checked_shapes, shown
+from .soundness import check_values, checked_shapes
 
 _BY_WIDTH = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
 _NAMED = frozenset({"clip_l", "clip_g", "clip_h", "t5xxl"})

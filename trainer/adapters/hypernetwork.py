@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..messages import shown
 from .files import FileError
 from .pickles import is_pickle, load_pickle, plain_tensor
-from .soundness import check_values, shown
+from .soundness import check_values
 
 ACTIVATIONS = frozenset({"linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "softsign", "mish"})
 _FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}

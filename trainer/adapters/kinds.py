@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
+from ..messages import shown
 from ..typed import Model
 from .embedding import Embedding, embedding_family, embedding_parts, is_whole_in_comfyui
 from .family import STABLE_DIFFUSION
@@ -13,7 +14,7 @@ from .files import FileError, Header
 from .hypernetwork import Hypernetwork
 from .layers import LayerKind, Shape, Shapes, is_wide_convolution, layer_kind, layer_problem, layer_rank
 from .naming import Contents, Naming, sort_names
-from .soundness import checked_shapes, shown
+from .soundness import checked_shapes
 
 AdapterKind = Literal["LoRA", "LoCon", "DoRA", "LoHa", "LoKr", "GLoRA", "OFT", "BOFT", "IA3", "full difference", "mixed"]
 FileKind = AdapterKind | Literal["embedding", "hypernetwork"]

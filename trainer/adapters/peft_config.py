@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..messages import shown
 from .files import FileError
 from .naming import Origin
-from .soundness import LARGEST, shown
+from .soundness import LARGEST
 
 KEY = "lora_adapter_metadata"
 _WANTED = ("r", "lora_alpha", "alpha", "alpha_pattern", "rank_pattern", "use_rslora")

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..messages import shown
 from .files import FileError
-from .soundness import shown
 
 _SAFE_VERSION = (2, 10)
 

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..messages import shown
 from .embedding import embedding_of, embedding_parts
 from .files import FileError, Header, read_header, sha256_of
 from .hypernetwork import hypernetwork_of
@@ -16,7 +17,7 @@ from .layers import NOT_FACTORS, Layer, layer_rank
 from .naming import Contents, Naming
 from .peft_config import PeftScale, peft_scale
 from .pickles import is_pickle, load_pickle
-from .soundness import FLOATS, check_recorded_hash, check_values, checked_shapes, shown
+from .soundness import FLOATS, check_recorded_hash, check_values, checked_shapes
 
 _PICKLE_LIMIT_BYTES = 2 * 2**30
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..messages import shown
 from .files import FileError, Header
 from .layers import Shape
 from .made_metadata import is_ours
@@ -16,12 +17,6 @@ LARGEST = 1e6
 """No training leaves a number above this in an adapter; flipped exponent bits do."""
 _LARGEST_SIDE = 2**40
 _MOST_TENSORS = 100_000  # A LoRA on every layer of the largest models has some thousands.
-_SHOWN = 100
-
-
-def shown(name: str) -> str:
-    """`name` as an error may show it: a hostile one can be as long as the file."""
-    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
 
 
 def checked_shapes(header: Header, file: str) -> dict[str, Shape]:

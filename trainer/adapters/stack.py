@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from ..typed import Model, explain
+from ..messages import explain
+from ..typed import Model
 
 Curve = Literal["constant", "rising", "falling", "bell"]
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from ..dataset import Dataset, DatasetImage
 from ..events import Event, Phase, Warned
 from ..families.protocol import Family
+from ..messages import listed
 from ..typed import SpecError
 from .cache import Cache, key_of
 from .framing import Cut, cuts
 from .images import alpha_of, cut_out, open_rgb, upright_size
-from .sources import listed
 
 _NAMED = 5
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from ..dataset import MAX_REPEATS, Dataset, DatasetImage, MissingCaptions
+from ..messages import listed
 from .captions import METADATA, SIDECAR_SUFFIXES, read_captions
 from .images import SUFFIXES, ImageError, checked_sha256
 
 _REPEATS = re.compile(r"(\d{1,4})_(.+)")
-_SHOWN = 50
 
 
 class DatasetError(ValueError):
@@ -172,12 +172,6 @@ def _check_all(paths: list[Path]) -> list[str | ImageError]:
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(check, paths))
-
-
-def listed(items: list[str], separator: str = ", ") -> str:
-    """`a, b, c`, and past fifty how many more."""
-    more = len(items) - _SHOWN
-    return separator.join(items[:_SHOWN]) + (f"{separator}and {more} more" if more > 0 else "")
 
 
 def check_captions(dataset: Dataset) -> None:

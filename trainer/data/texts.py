@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..events import Event, Phase, Warned
 from ..families.protocol import Conditioning, Family, TextPart
+from ..messages import listed
 from ..options import NewWord
 from .cache import Cache, key_of
-from .sources import listed
 
 _AT_ONCE = 16
 
