@@ -19,6 +19,7 @@ from transformers import BlipProcessor
 
 from trainer.captioning.blip import BlipCaptioner, on_white, precision_on, run_captioning, without_prompt
 from trainer.captioning.folder import check_captioner
+from trainer.data.sources import scan_folder
 from trainer.events import Caption, Event, Phase, Warned
 from trainer.spec import CaptionSpec, Dataset, DatasetImage
 from trainer.typed import SpecError
@@ -124,7 +125,7 @@ def test_sidecars_are_written_beside_pictures_that_lack_a_caption(tiny: Path, tm
     assert written == 2
     assert (tmp_path / "data/red.txt").read_bytes() == b"a red picture\n"
     assert (tmp_path / "data/blue.txt").read_text() == "a blue picture\n"
-    assert sorted(file.suffix for file in (tmp_path / "data").iterdir()) == [".png", ".png", ".png", ".txt", ".txt"]
+    assert sorted(file.name for file in (tmp_path / "data").glob("[!.]*")) == ["blue.png", "blue.txt", "green.png", "red.png", "red.txt"]
     assert [event.caption for event in events if isinstance(event, Caption)] == ["a red picture", "a blue picture"]
     phases = [(event.name, event.done, event.total, event.detail) for event in events if isinstance(event, Phase)]
     assert phases == [
@@ -153,7 +154,7 @@ def test_a_caption_written_since_is_kept(tiny: Path, tmp_path: Path) -> None:
     assert ["1 of 2" in message for message in warnings(events)] == [True]
 
 
-def test_a_caption_file_is_written_where_it_is(tiny: Path, tmp_path: Path) -> None:
+def test_a_caption_is_written_wherever_it_was(tiny: Path, tmp_path: Path) -> None:
     data = dataset(tmp_path, red="mine", green="mine")
     (tmp_path / "red.caption").write_text("mine")
     (tmp_path / "green.caption").write_text("mine")
@@ -161,7 +162,8 @@ def test_a_caption_file_is_written_where_it_is(tiny: Path, tmp_path: Path) -> No
     assert run(tiny, data, mode="all images")[0] == 2
     assert (tmp_path / "red.caption").read_text() == "a red picture\n"
     assert not (tmp_path / "red.txt").exists()
-    assert (tmp_path / "green.txt").read_text() == "a green picture\n"
+    assert (tmp_path / "green.txt").read_text() == (tmp_path / "green.caption").read_text() == "a green picture\n"
+    assert [image.caption for image in scan_folder(tmp_path, "colours").images] == ["a green picture", "a red picture"]
 
 
 @pytest.mark.parametrize(

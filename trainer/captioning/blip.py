@@ -12,7 +12,7 @@ from ..events import Caption, Event, Phase, Warned
 from ..spec import CaptionSpec, Precision
 from ..typed import SpecError
 from .folder import WEIGHTS, check_captioner
-from .sidecars import check_writable, holds_text, sidecars_of, write_sidecar
+from .store import CaptionStore
 
 BEAMS = 3  # the paper's beam size for captioning
 _PRECISIONS = {"auto": torch.float16, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -113,20 +113,19 @@ def _open_picture(path: Path) -> Image.Image:
 
 
 def run_captioning(spec: CaptionSpec, emit: Callable[[Event], None], stop_requested: Callable[[], bool]) -> int:
-    """Caption `spec.images_to_caption()` and write the sidecar beside each; gives how many were written.
+    """Caption `spec.images_to_caption()` and write each caption where the dataset keeps it (see `CaptionStore`); gives how many were made.
 
-    The trigger word goes first, as it does in training. With "missing only", a sidecar that holds text by the time its picture's turn
-    comes is left alone: someone wrote it since, or this run did before it was stopped. `stop_requested` is asked between pictures.
+    The trigger word goes first, as it does in training. With "missing only", an image that has a caption by the time its turn comes is left
+    alone: someone wrote it since, or this run did before it was stopped. `stop_requested` is asked between images.
 
     Raises:
-        SpecError: a folder cannot be written, two pictures share a sidecar, the captioner is wrong, or a picture cannot be read.
+        SpecError: a folder cannot be written, two images share a caption file, the captioner is wrong, or an image cannot be read.
         OSError: a caption cannot be written (the disk is full).
     """
     images = {Path(image.path): image for image in spec.images_to_caption()}
     if not images:
         return 0
-    check_writable(path.parent for path in images)
-    sidecars = sidecars_of(images)
+    store = CaptionStore(list(images.values()))
     labelled = spec.dataset.model_copy(update={"trigger_word": _one_line(spec.trigger_word)})
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -137,22 +136,25 @@ def run_captioning(spec: CaptionSpec, emit: Callable[[Event], None], stop_reques
     captioner = BlipCaptioner(Path(spec.captioner), device, dtype, spec.max_new_tokens)
 
     written = kept = 0
-    for done, (path, sidecar) in enumerate(sidecars.items()):
-        if stop_requested():
-            return written
-        emit(Phase(name="captioning", done=done, total=len(sidecars), detail=path.name))
-        if spec.mode == "missing only" and holds_text(sidecar):
-            kept += 1
-            continue
-        text = captioner.caption(_open_picture(path))
-        if not text:
-            emit(Warned(message=f"{path}: the captioner has nothing to say about this picture, so no caption was written."))
-            continue
-        caption = labelled.training_caption(images[path].model_copy(update={"caption": text}))
-        write_sidecar(sidecar, caption)
-        emit(Caption(image=str(path), caption=caption))
-        written += 1
-    emit(Phase(name="captioning", done=len(sidecars), total=len(sidecars)))
+    try:
+        for done, path in enumerate(images):
+            if stop_requested():
+                return written
+            emit(Phase(name="captioning", done=done, total=len(images), detail=path.name))
+            if spec.mode == "missing only" and store.has_caption(path):
+                kept += 1
+                continue
+            text = captioner.caption(_open_picture(path))
+            if not text:
+                emit(Warned(message=f"{path}: the captioner has nothing to say about this picture, so no caption was written."))
+                continue
+            caption = labelled.training_caption(images[path].model_copy(update={"caption": text}))
+            store.write(path, caption)
+            emit(Caption(image=str(path), caption=caption))
+            written += 1
+    finally:
+        store.save()
+    emit(Phase(name="captioning", done=len(images), total=len(images)))
     if kept:
-        emit(Warned(message=f"{kept} of {len(sidecars)} pictures have a caption file by now; it was left as it is."))
+        emit(Warned(message=f"{kept} of {len(images)} pictures have a caption file by now; it was left as it is."))
     return written

@@ -15,14 +15,18 @@ from ..typed import Model
 JOURNAL = ".captions_before.jsonl"
 
 
+Text = str | tuple[str, ...] | None
+"""What a place for captions holds: one (of a text file: all that is in it), the several of a metadata column, or none."""
+
+
 class Change(Model):
-    """One caption that was replaced. `file`: name of the file that holds it; `row`: the image's name in a metadata file, "" for a file of one
-    caption. `before`: what stood there, None where there was none; `after`: what was written.
+    """A caption that was replaced. `file`: name of the file that holds it; `row`: the image's name in a metadata file, "" for a file of one
+    caption. `before`: what stood there; `after`: what was written.
     """
 
     file: str
     row: str = ""
-    before: str | None
+    before: Text
     after: str
 
 
@@ -58,14 +62,14 @@ def changes(folder: Path) -> dict[tuple[str, str], list[Change]]:
     return dict(found)
 
 
-def original(current: str | None, past: list[Change]) -> str | None:
+def original(current: Text, past: list[Change]) -> Text:
     """The last caption that captioning did not write itself, None if there was none: what undo puts back.
 
     `current`: what stands there now. A caption that was edited since is an original, and asking twice changes nothing.
     """
     text = current
     for change in reversed(past):
-        if change.after != text:
-            break
-        text = change.before
+        # One that does not match was edited since, or a kill came before it was written.
+        if change.after == text:
+            text = change.before
     return text

@@ -4,13 +4,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..adapters.files import write_bytes
+from ..data.captions import SIDECAR_SUFFIXES
 from ..typed import SpecError
 
 
 def sidecar_of(picture: Path) -> Path:
     """`NAME.txt`, or `NAME.caption` where only that exists, so that two files never disagree about one picture."""
-    text, caption = picture.with_suffix(".txt"), picture.with_suffix(".caption")
-    return caption if caption.exists() and not text.exists() else text
+    return next(iter(existing_sidecars(picture)), picture.with_suffix(SIDECAR_SUFFIXES[0]))
+
+
+def existing_sidecars(picture: Path) -> list[Path]:
+    """The caption files of a picture that are there."""
+    return [sidecar for suffix in SIDECAR_SUFFIXES if (sidecar := picture.with_suffix(suffix)).is_file()]
 
 
 def sidecars_of(pictures: Iterable[Path]) -> dict[Path, Path]:
@@ -44,18 +49,18 @@ def check_writable(folders: Iterable[Path]) -> None:
             ) from error
 
 
-def holds_text(sidecar: Path) -> bool:
-    """Whether there is a caption in the file: it exists and is not blank."""
+def read_sidecar(sidecar: Path) -> str | None:
+    """All that is in the file, None where there is none. What is not UTF-8 is kept as lone surrogates, so that it can be written back."""
     try:
-        return bool(sidecar.read_text(encoding="utf-8-sig", errors="replace").strip())
+        return sidecar.read_bytes().decode("utf-8", "surrogateescape")
     except FileNotFoundError:
-        return False
+        return None
 
 
-def write_sidecar(sidecar: Path, caption: str) -> None:
-    """Replace the file by `caption` and a newline, in UTF-8, at once: no reader ever sees half of it.
+def write_sidecar(sidecar: Path, text: str) -> None:
+    """Replace what is in the file by `text`, in UTF-8, at once: no reader ever sees half of it.
 
     Raises:
         OSError: the disk is full, or something that is no file has the name.
     """
-    write_bytes(sidecar, f"{caption}\n".encode())
+    write_bytes(sidecar, text.encode("utf-8", "surrogateescape"))

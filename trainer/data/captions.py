@@ -10,6 +10,7 @@ from pathlib import Path
 
 SIDECAR_SUFFIXES = (".txt", ".caption")
 METADATA = "metadata.jsonl"
+CAPTION_COLUMNS = ("text", "caption")
 
 
 @dataclass
