@@ -1,9 +1,12 @@
 """Captions written by a model."""
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import comfy.utils
 from comfy_api.latest import io
+from server import PromptServer
 
+from ..trainer.captioning.store import CaptionStore
 from ..trainer.dataset import Dataset
 from ..trainer.events import Caption, Event
 from ..trainer.spec import CaptionSpec
@@ -12,9 +15,11 @@ from .jobs import execute
 from .paths import captioner_choices, captioner_folder
 from .sockets import LoomDataset
 
+_UNDO = "undo"
+
 
 class LoomCaptionDataset(io.ComfyNode):
-    """Writes a caption file beside each picture of a dataset."""
+    """Writes captions for the images of a dataset, and takes them back."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -22,15 +27,15 @@ class LoomCaptionDataset(io.ComfyNode):
             node_id="LoomCaptionDataset",
             display_name="Caption Dataset",
             category="LoRA Loom/dataset",
-            description="Captions pictures with a BLIP model from models/captioners and writes a .txt beside each.",
+            description="Captions images with a BLIP model from models/captioners. What a caption replaces is kept, and undo puts it back.",
             inputs=[
                 LoomDataset.Input("dataset", tooltip="The pictures to caption."),
                 io.Combo.Input("captioner", options=captioner_choices(), tooltip="A folder with a BLIP model under models/captioners."),
                 io.Combo.Input(
                     "mode",
-                    options=["missing only", "all images"],
+                    options=["missing only", "all images", _UNDO],
                     default="missing only",
-                    tooltip="Caption only pictures without a caption, or replace all captions.",
+                    tooltip="Caption only images without a caption, or replace all captions; undo puts back those that captioning replaced.",
                 ),
                 io.String.Input("trigger_word", default="", tooltip="Put first in every caption that is written."),
             ],
@@ -43,7 +48,9 @@ class LoomCaptionDataset(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, captioner: str) -> bool | str:
+    def validate_inputs(cls, captioner: str, mode: str) -> bool | str:
+        if mode == _UNDO:
+            return True  # needs no model
         try:
             captioner_folder(captioner)
         except ValueError as error:
@@ -52,6 +59,8 @@ class LoomCaptionDataset(io.ComfyNode):
 
     @classmethod
     def execute(cls, dataset: Datasets, captioner: str, mode: Any, trigger_word: str) -> io.NodeOutput:
+        if mode == _UNDO:
+            return cls._undo(dataset)
         specs = [
             CaptionSpec(captioner=str(captioner_folder(captioner)), dataset=part, mode=mode, trigger_word=trigger_word.strip()) for part in dataset
         ]
@@ -68,14 +77,29 @@ class LoomCaptionDataset(io.ComfyNode):
         for spec in specs:
             if spec.images_to_caption():
                 run_name = execute(spec, str(cls.hidden.unique_id), spec.dataset.name, on_event).id
-        captioned = tuple(_with_captions(part, written) for part in dataset)
-        captions = [part.training_caption(image) for part in captioned for image in part.images]
-        return io.NodeOutput(captioned, captions, ui={"text": captions, "lora_loom": [{"run": run_name, "written": len(written)}]})
+        captioned = tuple(_with_captions(part, {path: [caption] for path, caption in written.items()}) for part in dataset)
+        return _output(captioned, {"run": run_name, "written": len(written)})
+
+    @classmethod
+    def _undo(cls, dataset: Datasets) -> io.NodeOutput:
+        restored = tuple(_with_captions(part, CaptionStore(part.images).undo(part.caption_lines)) for part in dataset)
+        count = sum(one != other for old, new in zip(dataset, restored, strict=True) for one, other in zip(old.images, new.images, strict=True))
+        told = f"Captions put back: {count}." if count else "Nothing to undo: no caption is one that captioning wrote."
+        PromptServer.instance.send_progress_text(told, cls.hidden.unique_id)
+        return _output(restored, {"run": "", "written": 0, "undone": count})
 
 
-def _with_captions(dataset: Dataset, written: dict[str, str]) -> Dataset:
-    images = tuple(
-        image.model_copy(update={"caption": written[image.path], "more_captions": ()}) if image.path in written else image
+def _output(dataset: Datasets, result: dict[str, Any]) -> io.NodeOutput:
+    captions = [part.training_caption(image) for part in dataset for image in part.images]
+    return io.NodeOutput(dataset, captions, ui={"text": captions, "lora_loom": [result]})
+
+
+def _with_captions(dataset: Dataset, captions: Mapping[str, Sequence[str]]) -> Dataset:
+    """The dataset with other captions for some of its images, by path; an image may have none."""
+    changed = [
+        image.model_copy(update={"caption": next(iter(captions[image.path]), None), "more_captions": tuple(captions[image.path][1:])})
+        if image.path in captions
+        else image
         for image in dataset.images
-    )
-    return dataset.model_copy(update={"images": images})
+    ]
+    return dataset.model_copy(update={"images": tuple(changed)})

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..trainer.data.framing import cuts
 from ..trainer.data.images import cut_out, open_rgb, upright_size
-from ..trainer.messages import listed
 from ..trainer.dataset import Dataset, DatasetImage
+from ..trainer.messages import listed
 from .dataset import Datasets
 from .sockets import LoomDataset
 

@@ -65,7 +65,9 @@ class CaptionUse(Model):
 
 
 class Dataset(Model):
-    """Pictures that are used in one way. `mask_from_alpha`: transparent parts are not trained."""
+    """Pictures that are used in one way. `mask_from_alpha`: transparent parts are not trained. `caption_lines`: every line of their caption files
+    is a caption of its own.
+    """
 
     name: Utf8
     images: tuple[DatasetImage, ...] = Field(min_length=1)
@@ -74,6 +76,7 @@ class Dataset(Model):
     framing: Framing = Framing()
     caption_use: CaptionUse = CaptionUse()
     mask_from_alpha: bool = False
+    caption_lines: bool = False
 
     @model_validator(mode="after")
     def _one_mask(self) -> "Dataset":

@@ -261,6 +261,8 @@ def without_folders(spec: TrainingSpec | CaptionSpec) -> dict[str, Any]:
     datasets = [dataset for key in ("datasets", "validation", "class_images") for dataset in data.get(key, ())]
     images = [image for dataset in [*datasets, data.get("dataset", {"images": []})] for image in dataset["images"]]
     data.pop("cache", None)
+    for dataset in [*datasets, data.get("dataset", {})]:
+        dataset.pop("caption_lines", None)  # how files are read; the captions themselves are here
     start: dict[str, Any] = data.get("checkpointing", {}).get("start") or {}
     adapter: dict[str, Any] = data.get("network", {}).get("start_from") or {}
     own = ((data, key) for key in ("output", "word_output", "captioner"))

@@ -181,23 +181,3 @@ def test_states_are_saved_by_the_clock(server: Server) -> None:
     states = sorted((server.base / "output" / "lora_loom" / "runs" / run / "state").iterdir())
     assert states[-1].name == "step-00000020"
     assert 2 <= len(states) < 20, "0.3 s are several steps here and not the whole training"
-
-
-def test_captioning_writes_a_file_beside_each_picture(server: Server) -> None:
-    from PIL import Image
-    from tiny_blip import make_tiny_blip
-
-    make_tiny_blip(server.base / "models" / "captioners" / "tiny")
-    folder = server.base / "input" / "colours"
-    folder.mkdir()
-    for colour in ("red", "green"):
-        Image.new("RGB", (64, 64), colour).save(folder / f"{colour}.png")
-    (folder / "green.txt").write_text("my own words\n")
-    graph = {
-        "dataset": node("LoomDatasetFromFolder", folder="input/colours", repeats=1, trigger_word="", missing_captions="refuse"),
-        "caption": node("LoomCaptionDataset", dataset=["dataset", 0], captioner="tiny", mode="missing only", trigger_word="sks"),
-    }
-    outputs = server.run(graph)
-    assert (folder / "red.txt").read_text() == "sks, a red picture\n"
-    assert (folder / "green.txt").read_text() == "my own words\n"
-    assert sorted(outputs["caption"]["text"]) == ["my own words", "sks, a red picture"]

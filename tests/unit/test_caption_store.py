@@ -42,10 +42,17 @@ def test_hand_written_captions_come_back_to_the_byte_after_two_captionings(tmp_p
     write(tmp_path, a="two", b="two")
     assert scanned(tmp_path)["a.png"].caption == scanned(tmp_path)["b.png"].caption == "two"
     undone = store(tmp_path).undo()
-    assert set(undone) == {tmp_path / "a.png", tmp_path / "b.png"}
+    assert undone == {str(tmp_path / "a.png"): ["by hand, twice"], str(tmp_path / "b.png"): []}
     assert (tmp_path / "a.txt").read_bytes() == before
     assert not (tmp_path / "b.txt").exists()
     assert store(tmp_path).undo() == {}
+
+
+def test_the_lines_of_a_caption_file_come_back_as_captions(tmp_path: Path) -> None:
+    images(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    write(tmp_path, a="new")
+    assert store(tmp_path).undo(caption_lines=True) == {str(tmp_path / "a.png"): ["one", "two"]}
 
 
 def test_what_was_edited_after_captioning_is_not_undone(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from trainer.events import Failed, Finished, Progress, Stop, parse_command, parse_event
-from trainer.spec import RUN_ID_PATTERN, CaptionSpec, TrainLoRASpec, fingerprint, read_spec, run_id
 from trainer.messages import explain
+from trainer.spec import RUN_ID_PATTERN, CaptionSpec, TrainLoRASpec, fingerprint, read_spec, run_id
 from trainer.typed import SpecError
 
 IMAGE: dict[str, Any] = {"path": "/data/food/a.png", "sha256": "aa", "caption": "a bun", "repeats": 2}

@@ -7,6 +7,7 @@ from ..adapters.files import write_bytes
 from ..data.captions import CAPTION_COLUMNS, METADATA
 from .journal import Text
 
+
 class MetadataRows:
     """The rows of one metadata file by the image that each names. Lines that are no row are kept as they are.
 
@@ -21,7 +22,7 @@ class MetadataRows:
         for number, line in enumerate(self._lines):
             row = _row(line)
             if row is not None:
-                self._numbers.setdefault(_target(path.parent, row["file_name"]), number)
+                self._numbers.setdefault(_target(path.parent, str(row["file_name"])), number)
 
     def name_of(self, image: Path) -> str | None:
         """How the file names the image; None where it does not."""

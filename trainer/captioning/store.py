@@ -77,20 +77,22 @@ class CaptionStore:
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - start
 
-    def undo(self) -> dict[Path, Text]:
-        """Put back the captions that captioning replaced: what the images that had one have now, by path.
+    def undo(self, caption_lines: bool = False) -> dict[str, list[str]]:
+        """Put back the captions that captioning replaced: those that the images concerned have now, by path.
 
-        What was edited since stays, and asking twice changes nothing. Raises OSError.
+        What was edited since stays, and asking twice changes nothing. `caption_lines`: every line of a text file is a caption of its own.
+        Raises OSError.
         """
         journals = {folder: changes(folder) for folder in {place.file.parent for places in self._places.values() for place in places}}
-        undone: dict[Path, Text] = {}
+        undone: dict[str, list[str]] = {}
         for image, places in self._places.items():
             for place in places:
                 now = self._read(place)
                 then = original(now, journals[place.file.parent].get((place.file.name, place.row), []))
                 if then != now:
                     self._write(place, then)
-                    undone[image] = undone.get(image) or then
+                    lines = tuple(then.splitlines()) if caption_lines and isinstance(then, str) and not place.row else then
+                    undone[str(image)] = undone.get(str(image)) or _words(lines)
         self.save()
         return undone
 
@@ -126,4 +128,4 @@ class CaptionStore:
 def _words(text: Text) -> list[str]:
     """The captions in it, each on one line with single spaces; none for one that is blank."""
     texts: Iterable[str] = [text] if isinstance(text, str) else text or ()
-    return [line for line in (" ".join(one.split()) for one in texts) if line]
+    return [line for line in (" ".join(one.lstrip("\ufeff").split()) for one in texts) if line]

@@ -143,6 +143,7 @@ def scan_folder(
         trigger_word=trigger_word,
         missing_captions=missing_captions,
         mask_from_alpha=masks == "alpha",
+        caption_lines=caption_lines,
     )
 
 
