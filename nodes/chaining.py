@@ -4,8 +4,8 @@ from typing import Any
 from comfy_api.latest import io
 from pydantic import ValidationError
 
-from ..trainer.options import Options
 from ..trainer.messages import explain
+from ..trainer.options import Options
 from ..trainer.typed import Model
 
 CATEGORY = "LoRA Loom/training"

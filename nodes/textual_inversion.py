@@ -6,10 +6,10 @@ from comfy_api.latest import io
 from pydantic import ValidationError
 
 from ..trainer.adapters.stack import EMBEDDING, Row
+from ..trainer.messages import explain
 from ..trainer.options import NewWord, Options
 from ..trainer.spec import Base, TextualInversionSpec
 from ..trainer.templates import TEMPLATES, named, templated
-from ..trainer.messages import explain
 from . import stamps
 from .choices import choice_problem
 from .dataset import Datasets

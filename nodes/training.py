@@ -18,9 +18,9 @@ from ..trainer.data.sources import check_captions
 from ..trainer.dataset import Dataset
 from ..trainer.events import Event, Finished, Phase, Progress, Sample, Started
 from ..trainer.history import History
+from ..trainer.messages import explain
 from ..trainer.options import Checkpointing, Hardware, Objective, OptimizerOptions, Options, Sampling, TextOptions
 from ..trainer.spec import Base, Result, TrainingSpec, run_id, steps_of
-from ..trainer.messages import explain
 from . import stamps
 from .dataset import Datasets
 from .jobs import execute, finished_history, remember

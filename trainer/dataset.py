@@ -17,7 +17,7 @@ class DatasetImage(Model):
 
     `path` is absolute; `sha256` is that of the file's bytes, so a changed picture is another dataset; `repeats` is how often it is visited in
     one pass. `more_captions`: others beside `caption`; each visit takes one of them. `mask` is the absolute path of a picture whose white
-    parts are trained and whose black parts are not.
+    parts are trained and whose black parts are not. `size`: (width, height) in pixels, upright, where it is known already; no result depends on it.
     """
 
     path: Utf8
@@ -27,6 +27,7 @@ class DatasetImage(Model):
     repeats: int = Field(default=1, ge=1, le=MAX_REPEATS)
     mask: Utf8 | None = None
     mask_sha256: str = ""
+    size: tuple[int, int] | None = None
 
 
 class Framing(Model):
@@ -65,7 +66,9 @@ class CaptionUse(Model):
 
 
 class Dataset(Model):
-    """Pictures that are used in one way. `mask_from_alpha`: transparent parts are not trained."""
+    """Pictures that are used in one way. `mask_from_alpha`: transparent parts are not trained. `notes`: what was left out of them and why, each a
+    sentence for the user; no result depends on it.
+    """
 
     name: Utf8
     images: tuple[DatasetImage, ...] = Field(min_length=1)
@@ -74,6 +77,7 @@ class Dataset(Model):
     framing: Framing = Framing()
     caption_use: CaptionUse = CaptionUse()
     mask_from_alpha: bool = False
+    notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _one_mask(self) -> "Dataset":

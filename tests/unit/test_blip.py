@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from tiny_blip import COLOURS, SILENT, WORDS, make_tiny_blip
 from transformers import BlipProcessor
 
-from trainer.captioning.blip import BlipCaptioner, on_white, precision_on, run_captioning, without_prompt
+from trainer.captioning.blip import BlipCaptioner, precision_on, run_captioning, without_prompt
 from trainer.captioning.folder import check_captioner
+from trainer.data.colors import on_white
 from trainer.events import Caption, Event, Phase, Warned
 from trainer.spec import CaptionSpec, Dataset, DatasetImage
 from trainer.typed import SpecError
