@@ -81,8 +81,7 @@ def _about(dataset: Dataset) -> list[str]:
         f"{len(set(captions))} different captions, resolution {dataset.framing.resolution}"
     ]
     lines += [f"  {len(missing)} have no caption: {listed(missing)}"] if missing else []
-    copies = Counter(image.sha256 for image in dataset.images)
-    twice = [Path(image.path).name for image in dataset.images if copies[image.sha256] > 1]
+    twice = [Path(image.path).name for image in dataset.copies()]
     lines += [f"  the same picture more than once: {listed(twice)}"] if twice else []
     return lines + [f"  {note}" for note in dataset.notes]
 

@@ -1,5 +1,6 @@
 """Where pictures and captions are and how they are used, as typed data; never pixels."""
 import re
+from collections import Counter
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -90,6 +91,11 @@ class Dataset(Model):
         if self.missing_captions == "use the trigger word" and self.trigger_word:
             return []
         return [image for image in self.images if not image.caption]
+
+    def copies(self) -> list[DatasetImage]:
+        """Images whose bytes are those of another one."""
+        counts = Counter(image.sha256 for image in self.images)
+        return [image for image in self.images if counts[image.sha256] > 1]
 
     def captions(self, image: DatasetImage) -> list[str]:
         """Its captions as they are trained; a picture without one has the trigger word alone."""

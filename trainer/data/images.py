@@ -44,7 +44,6 @@ _SAMPLE_FORMAT = 339
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 NO_PROFILE = "a color profile that cannot be used, so that their colors count as sRGB"
-NO_EXIF = "EXIF data that cannot be read, so that they are not turned by it"
 FRAMES = "more than one frame, of which the first one is used"
 
 
@@ -162,8 +161,6 @@ def _decoded(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
         white = 65535 if file.format == "PNG" else None  # before Pillow 11, 16 bits of a PNG came in a mode of 32
         unsigned = file.format == "TIFF" and _SIGNED not in (getattr(file, "tag_v2", {}).get(_SAMPLE_FORMAT) or ())
         orientation = _orientation(file)
-        if orientation is None:
-            remarks.append(NO_EXIF)
         upright = file.transpose(_TURNS[orientation]) if orientation in _TURNS else file
         try:
             image, usable = standard(upright, white=white, unsigned=unsigned)
@@ -179,14 +176,15 @@ def _has_frames(file: ImageFile.ImageFile) -> bool:
         return False  # what follows a first frame may be damaged without harm
 
 
-def _orientation(file: ImageFile.ImageFile) -> int | None:
-    """EXIF's number for how the image lies, 1: upright; None: its EXIF data is damaged, which does no harm to its pixels."""
+def _orientation(file: ImageFile.ImageFile) -> int:
+    """EXIF's number for how the image lies, 1: upright. EXIF data that makes no sense does no harm to the pixels, so it has no say."""
     if file.format == "JXL" and not getattr(file, "jpeg", False):
-        return 1  # decoded upright; by the format's rules EXIF has no say then
+        return 1  # decoded upright; by the format's rules EXIF has no say then either
     try:
-        return int(file.getexif().get(_ORIENTATION, 1))
+        found = file.getexif().get(_ORIENTATION, 1)
     except Exception:
-        return None
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 def _reason(error: Exception) -> str:
