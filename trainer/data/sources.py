@@ -144,10 +144,11 @@ def _captions(layout: Layout, caption_lines: bool) -> tuple[Captions, set[str]]:
     """All captions, and the images in folders that are not trained but for being named in a metadata file of one that is."""
     captions = Captions()
     usable = [folder for folder in layout.folders if folder.use != "repeats 0"]
-    names = Names([(folder.label + name, folder.label + name) for folder in usable for name in folder.images])
+    names = Names([(folder.label + name, folder.label + name) for folder in layout.folders for name in folder.images])
     named: set[str] = set()
     for folder in layout.trained:
         named |= read_metadata(folder, names, captions)
+    named &= {folder.label + name for folder in usable for name in folder.images}
     for folder in usable:
         images = [name for name in folder.images if folder.use == "trained" or folder.label + name in named]
         strays = read_sidecars(folder, images, captions, caption_lines=caption_lines) if images or folder.use == "trained" else []
