@@ -205,7 +205,7 @@ def test_a_precision_that_cannot_be_had_is_said(tiny: Path, tmp_path: Path) -> N
     assert ["instead of fp16" in message for message in warnings(events)] == [True]
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>", b"\x89PNG\r\n\x1a\n and no more", "cut"])
+@pytest.mark.parametrize("content", [b"", b"<html>", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x89PNG\r\n\x1a\n and no more", "cut"])
 def test_an_unreadable_picture_is_named(tiny: Path, tmp_path: Path, content: bytes | str) -> None:
     data = dataset(tmp_path, red=None, green=None)
     whole = (tmp_path / "green.png").read_bytes()
@@ -213,6 +213,14 @@ def test_an_unreadable_picture_is_named(tiny: Path, tmp_path: Path, content: byt
     with pytest.raises(SpecError, match=r"green\.png cannot be read as a picture"):
         run(tiny, data)
     assert not (tmp_path / "green.txt").exists()
+
+
+def test_images_are_opened_for_captions_as_they_are_for_training(tiny: Path, tmp_path: Path) -> None:
+    Image.new("F", (40, 50), 1.0).save(tmp_path / "white.tiff")
+    Image.new("RGB", (40, 50), "red").save(tmp_path / "red.gif")
+    images = tuple(DatasetImage(path=str(tmp_path / name), sha256="0") for name in ("white.tiff", "red.gif"))
+    _, events = run(tiny, Dataset(name="odd", images=images))
+    assert [event.caption for event in events if isinstance(event, Caption)] == ["a white picture", "a red picture"]
 
 
 def test_pictures_that_would_share_a_sidecar_are_refused(tiny: Path, tmp_path: Path) -> None:

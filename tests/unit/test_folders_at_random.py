@@ -80,10 +80,10 @@ def stem(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def in_row(**columns: object) -> Layout:
+def in_row(file_name: str, **columns: object) -> Layout:
     def add(made: Made, name: str, caption: str) -> None:
-        row = {key: caption if value == "caption" else value for key, value in columns.items()}
-        made.rows.append(json.dumps({"file_name": str(columns["file_name"]).replace("NAME", name), **{k: v for k, v in row.items() if k != "file_name"}}))
+        row = {column: caption if value == "caption" else value for column, value in columns.items()}
+        made.rows.append(json.dumps({"file_name": file_name.replace("NAME", name), **row}))
 
     return add
 
@@ -108,7 +108,15 @@ CAPTIONS: dict[str, Layout] = {
     "row with ./": in_row(file_name="./NAME", caption="caption"),
     "row with null": in_row(file_name="NAME", text=None, prompt="caption", width=3),
 }
-HARMLESS = {"readme.txt": b"about", "captions.txt": b"\xff\xfe\xff", "film.mp4": b"", "notes.md": b"", "raw.cr2": b"x", "dogs/readme.txt": b"", "x.json": b"{"}
+HARMLESS = {
+    "readme.txt": b"about",
+    "captions.txt": b"\xff\xfe\xff",
+    "dogs/readme.txt": b"",
+    "film.mp4": b"",
+    "notes.md": b"",
+    "raw.cr2": b"x",
+    "x.json": b"{",
+}
 
 
 def damage_file(content: bytes) -> Layout:

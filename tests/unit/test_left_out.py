@@ -23,7 +23,9 @@ def repeats(dataset: Dataset, folder: Path) -> dict[str, int]:
 
 @pytest.fixture
 def kinds(tmp_path: Path) -> Path:
-    for path in ("10_dog/a.png", "0_off/b.png", "0_off/deep/b.png", "dogs/c.png", "1-dog/d.png", "20240613_x/e.png", "dogs/deep/f.png", "10_dog/g/h.png"):
+    for folder, letter in (("10_dog", "a"), ("0_off", "b"), ("dogs", "c"), ("1-dog", "d"), ("20240613_x", "e"), ("dogs/deep", "f")):
+        picture(tmp_path / folder / f"{letter}.png")
+    for path in ("0_off/deep/b.png", "10_dog/g/h.png"):
         picture(tmp_path / path)
     return tmp_path
 
@@ -142,6 +144,7 @@ def test_what_may_not_be_read_is_told_by_name(tmp_path: Path) -> None:
             part.chmod(part.stat().st_mode | 0o055)
     picture(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a")
+    assert scan_folder(tmp_path, "things").notes == ()  # and all modules are loaded, which nobody might not read
     (tmp_path / "lost+found").mkdir(mode=0)
     with nobody():
         dataset = scan_folder(tmp_path, "things")

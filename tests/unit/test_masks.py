@@ -29,7 +29,7 @@ def test_a_mask_beside_its_image_is_used_and_never_trained(tmp_path: Path) -> No
         picture(tmp_path / name)
     dataset = scan_folder(tmp_path, "things")
     assert masks(dataset) == {"a.png": None, "b.jpg": "B-MaskLabel.PNG", "c.png": None}
-    assert [(image.path, image.mask) for image in dataset.images][0] == (str(tmp_path / "a.png"), str(tmp_path / "a-masklabel.png"))
+    assert (dataset.images[0].path, dataset.images[0].mask) == (str(tmp_path / "a.png"), str(tmp_path / "a-masklabel.png"))
     unused, conditions = dataset.notes
     assert unused == "1 mask belongs to no image: c-masklabel.png"
     assert "a-condlabel.png" in conditions
@@ -45,8 +45,10 @@ def test_masks_beside_images_that_are_not_asked_for_are_told(tmp_path: Path, sou
 
 
 def test_a_folder_of_masks_is_laid_out_as_the_images_or_flat(tmp_path: Path) -> None:
-    for name in ("a.jpg", "b.jpg", "2_dog/c.jpg", "2_dog/d.jpg", "masks/a.png", "masks/B.PNG", "masks/2_dog/c.webp", "masks/d-masklabel.png", "masks/z.png"):
+    for name in ("a.jpg", "b.jpg", "2_dog/c.jpg", "2_dog/d.jpg"):
         picture(tmp_path / name)
+    for name in ("a.png", "B.PNG", "2_dog/c.webp", "d-masklabel.png", "z.png"):
+        picture(tmp_path / "masks" / name)
     for recursive in (False, True):
         dataset = scan_folder(tmp_path, "things", masks=tmp_path / "masks", recursive=recursive)
         assert masks(dataset) == {"a.jpg": "a.png", "b.jpg": "B.PNG", "c.jpg": "c.webp", "d.jpg": "d-masklabel.png"}

@@ -3,6 +3,7 @@ import os
 
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
+
 from trainer.messages import explain, listed, shown, system_reason
 
 

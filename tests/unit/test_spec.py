@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from trainer.events import Failed, Finished, Progress, Stop, parse_command, parse_event
-from trainer.spec import RUN_ID_PATTERN, CaptionSpec, TrainLoRASpec, fingerprint, read_spec, run_id
 from trainer.messages import explain
+from trainer.spec import RUN_ID_PATTERN, CaptionSpec, TrainLoRASpec, fingerprint, read_spec, run_id
 from trainer.typed import SpecError
 
 IMAGE: dict[str, Any] = {"path": "/data/food/a.png", "sha256": "aa", "caption": "a bun", "repeats": 2}
@@ -139,6 +139,15 @@ def test_what_changes_the_result_changes_the_fingerprint(change: dict[str, Any])
     changed = train(**change)
     assert fingerprint(changed) != fingerprint(train())
     assert run_id(changed) != run_id(train())
+
+
+def test_what_was_only_noted_changes_no_run() -> None:
+    noted = train(image={"size": [64, 48]})
+    dataset = noted.datasets[0].model_copy(update={"notes": ("2 files are left out",)})
+    noted = noted.model_copy(update={"datasets": (dataset,), "validation": (dataset,)})
+    assert run_id(noted) == run_id(train().model_copy(update={"validation": train().datasets}))
+    captioned = caption()
+    assert run_id(captioned.model_copy(update={"dataset": dataset})) == run_id(captioned)
 
 
 def test_fingerprint_is_the_same_every_time() -> None:

@@ -1,4 +1,5 @@
 """Pictures encoded once, before training: the VAE is needed at no step."""
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from .framing import Cut, cuts
 from .images import ImageError, alpha_of, cut_out, mask_of, open_image, upright_size
 
 _NAMED = 5
+_PAUSE_SECONDS = 0.5
 # Goes up whenever the same file gives other pixels than before, so that nothing encoded from the old ones is used.
 _READING = 2
 
@@ -62,9 +64,13 @@ class Encoder:
             return []
         whole = [(dataset, image) for dataset in datasets for image in dataset.images]
         found, enlarged, unseen = [], [], []
+        told = float("-inf")
         for number, (dataset, image) in enumerate(whole):
             name = Path(image.path).name
-            self._emit(Phase(name=phase, done=number, total=len(whole), detail=name))
+            # Every event is kept for good, and images may come by the thousand.
+            if time.monotonic() - told >= _PAUSE_SECONDS:
+                told = time.monotonic()
+                self._emit(Phase(name=phase, done=number, total=len(whole), detail=name))
             try:
                 example, larger = self._example(dataset, image)
             except (OSError, ImageError) as error:
