@@ -130,10 +130,10 @@ def test_grey_of_floats_is_scaled_by_its_range(tmp_path: Path, white: int) -> No
 
 def test_floats_that_are_no_numbers_do_no_harm(tmp_path: Path) -> None:
     values = RAMP.astype(np.float32)
-    values[0, 0], values[1, 95] = np.nan, 3.0
+    values[0, 0], values[1, 95], values[2, 95] = np.nan, 3.0, np.inf
     image = open_image(saved(tmp_path / "a.tiff", Image.fromarray(values, "F")))
     assert image.getpixel((0, 0)) == (0, 0, 0)
-    assert image.getpixel((95, 1)) == image.getpixel((95, 2)) == (255, 255, 255)
+    assert image.getpixel((95, 1)) == image.getpixel((95, 2)) == image.getpixel((95, 3)) == (255, 255, 255)
     assert 120 < image.getpixel((48, 8))[0] < 136
 
 

@@ -46,16 +46,16 @@ def eight_bit(image: Image.Image, *, white: int | None = None, unsigned: bool = 
     """
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
-    values = np.asarray(image)
+    values: Any = np.asarray(image)
     if image.mode == "F":
-        values = np.nan_to_num(values, nan=0.0, posinf=np.finfo(np.float32).max, neginf=0.0)
-        white = white or _white(float(values.max()), _WHITES_OF_FLOATS)
+        values = np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=0.0)
+        top = _white(float(values.max(initial=0.0, where=np.isfinite(values))), _WHITES_OF_FLOATS)
     elif image.mode == "I":
         values = values.view(np.uint32) if unsigned else values
-        white = white or _white(float(values.max()), _WHITES_OF_INTEGERS)
+        top = white or _white(float(values.max()), _WHITES_OF_INTEGERS)
     else:
-        white = 65535
-    grey = Image.fromarray(np.clip(values.astype(np.float32) * (255.0 / white) + 0.5, 0, 255).astype(np.uint8))
+        top = 65535
+    grey = Image.fromarray(np.clip(values.astype(np.float32) * (255.0 / top) + 0.5, 0, 255).astype(np.uint8))
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
@@ -81,12 +81,18 @@ def _in_srgb(color: Image.Image, profile: bytes | None) -> tuple[Image.Image, bo
         try:
             mode, transform = _transform(profile, color.mode)
             converted = color.convert(mode) if mode != color.mode else color
-            return (ImageCms.applyTransform(converted, transform) if transform else converted.convert("RGB")), True
+            return (_applied(converted, transform) if transform else converted.convert("RGB")), True
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError, ImportError):
             usable = False
     if color.mode == "LAB":
-        return ImageCms.applyTransform(color, _lab_transform()), usable
+        return _applied(color, _lab_transform()), usable
     return color.convert("RGB"), usable
+
+
+def _applied(image: Image.Image, transform: Any) -> Image.Image:
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None  # it would be None in place alone
+    return converted
 
 
 @lru_cache(maxsize=32)
@@ -106,7 +112,7 @@ def _transform(profile: bytes, mode: str) -> tuple[str, Any]:
     transform = ImageCms.buildTransform(source, _srgb(), wanted, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC, flags)
     if wanted in ("RGB", "L"):
         colors = _colors(wanted)
-        difference = np.asarray(ImageCms.applyTransform(colors, transform), dtype=int) - np.asarray(colors.convert("RGB"), dtype=int)
+        difference = np.asarray(_applied(colors, transform), dtype=int) - np.asarray(colors.convert("RGB"), dtype=int)
         if np.abs(difference).max() <= _SAME:
             return wanted, None
     return wanted, transform

@@ -1,4 +1,5 @@
 """Which image formats are read. A file's first bytes say what it is, not its name, and Pillow never tries any other: some start programs."""
+import importlib
 import sys
 from functools import lru_cache
 
@@ -57,15 +58,12 @@ def readable_formats() -> tuple[str, ...]:
     if features.check("avif"):
         found.append("AVIF")
     try:
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
+        importlib.import_module("pillow_heif").register_heif_opener()
         found.append("HEIF")
     except ImportError:
         pass
     try:
-        import pillow_jxl  # noqa: F401 registers itself
-
+        importlib.import_module("pillow_jxl")  # registers itself
         found.append("JXL")
     except ImportError:
         pass
