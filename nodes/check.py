@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..trainer.data.colors import on_white
 from ..trainer.data.framing import Cut, cuts
-from ..trainer.data.images import cut_out, open_image, upright_size
+from ..trainer.data.images import ImageError, cut_out, open_image, upright_size
 from ..trainer.dataset import Dataset, DatasetImage
 from ..trainer.messages import listed
 from .dataset import Datasets
@@ -102,7 +102,10 @@ def _paste(sheet: Image.Image, place: tuple[int, int], dataset: Dataset, image: 
     cut = _first_cut(dataset, image)
     scale = (_SIDE - 8) / max(cut.size)
     size = (max(1, round(cut.size[0] * scale)), max(1, round(cut.size[1] * scale)))
-    picture = cut_out(on_white(open_image(Path(image.path))), cut, size)
+    try:
+        picture = cut_out(on_white(open_image(Path(image.path))), cut, size)
+    except ImageError as error:
+        raise ValueError(f"{image.path} cannot be read any more ({error}): put it back, or queue the dataset again.") from error
     sheet.paste(picture, (place[0] + (_SIDE - size[0]) // 2, place[1] + (_SIDE - size[1]) // 2))
     draw: Any = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(11)

@@ -326,4 +326,6 @@ def test_an_image_that_is_too_large_is_told_by_its_megapixels(tmp_path: Path) ->
 
 def test_a_file_that_cannot_be_read_is_told_by_the_system_s_reason(tmp_path: Path) -> None:
     (missing,) = check_images([tmp_path / "none.png"])
-    assert str(missing) == "No such file or directory"
+    assert str(missing) == reason(tmp_path / "none.png") == "No such file or directory"
+    with pytest.raises(ImageError, match="No such file or directory"):
+        upright_size(tmp_path / "none.png")

@@ -11,7 +11,6 @@ from ..adapters.files import FileError, read_header
 from ..data.colors import on_white
 from ..data.images import ImageError, open_image
 from ..events import Caption, Event, Phase, Warned
-from ..messages import system_reason
 from ..spec import CaptionSpec, Precision
 from ..typed import SpecError
 from .folder import WEIGHTS, check_captioner
@@ -98,9 +97,8 @@ def precision_on(device: torch.device, precision: Precision) -> torch.dtype:
 def _open_picture(path: Path) -> Image.Image:
     try:
         return open_image(path)
-    except (OSError, ImageError) as error:
-        reason = system_reason(error) if isinstance(error, OSError) else error
-        raise SpecError(f"{path} cannot be read as a picture ({reason}). Replace it or take it out of the dataset.") from error
+    except ImageError as error:
+        raise SpecError(f"{path} cannot be read as a picture ({error}). Replace it or take it out of the dataset.") from error
 
 
 def run_captioning(spec: CaptionSpec, emit: Callable[[Event], None], stop_requested: Callable[[], bool]) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..dataset import Dataset, DatasetImage
 from ..events import Event, Phase, Warned
 from ..families.protocol import Family
-from ..messages import listed, system_reason
+from ..messages import listed
 from ..typed import SpecError
 from .cache import Cache, key_of
 from .colors import on_white
@@ -73,9 +73,8 @@ class Encoder:
                 self._emit(Phase(name=phase, done=number, total=len(whole), detail=name))
             try:
                 example, larger = self._example(dataset, image)
-            except (OSError, ImageError) as error:
-                reason = system_reason(error) if isinstance(error, OSError) else error
-                raise SpecError(f"{image.path} or its mask cannot be read any more ({reason}): put it back, or queue the dataset again.") from error
+            except ImageError as error:
+                raise SpecError(f"{image.path} or its mask cannot be read any more ({error}): put it back, or queue the dataset again.") from error
             found.append(example)
             enlarged += [name] if larger else []
             unseen += [name] if example.mask is not None and not example.mask.any() else []

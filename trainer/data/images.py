@@ -43,7 +43,7 @@ _SAMPLE_FORMAT = 339
 # Pillow's warning is about an attack; images beyond its limit are refused here in words of our own.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-NO_PROFILE = "a color profile that cannot be used, so that their colors count as sRGB"
+NO_PROFILE = "a color profile that cannot be used, so that colors count as sRGB"
 FRAMES = "more than one frame, of which the first one is used"
 
 
@@ -64,10 +64,9 @@ def open_image(path: Path) -> Image.Image:
     """The image upright (EXIF), 8 bits a channel, in sRGB: mode RGB, or RGBA where it can be transparent. Of several frames the first.
 
     Raises:
-        ImageError: it is damaged, too large, or of no kind that is read.
-        OSError: the file cannot be read.
+        ImageError: it is gone, damaged, too large, or of no kind that is read.
     """
-    return _decoded(path.read_bytes())[0]
+    return _decoded(_bytes(path))[0]
 
 
 @lru_cache(maxsize=100_000)
@@ -76,7 +75,7 @@ def checked_image(path: str, mtime_ns: int, size: int) -> Checked:
 
     `mtime_ns` and `size` make the memory of earlier checks safe: a changed file is another call. Raises as `open_image`.
     """
-    data = Path(path).read_bytes()
+    data = _bytes(Path(path))
     image, remarks = _decoded(data)
     return Checked(sha256(data).hexdigest(), image.size, remarks)
 
@@ -100,11 +99,14 @@ def check_images(paths: Sequence[Path]) -> list[Checked | ImageError]:
 
 def upright_size(path: Path) -> tuple[int, int]:
     """(width, height) of `open_image(path)`, from the header where that tells it. Raises as `open_image`."""
-    with path.open("rb") as stream:
-        file = _opened(stream)
-        orientation = _orientation(file)
-        if file.format in _TURNED_BY_EXIF or orientation not in _TURNS:
-            return (file.height, file.width) if orientation in _ON_ITS_SIDE else file.size
+    try:
+        with path.open("rb") as stream:
+            file = _opened(stream)
+            orientation = _orientation(file)
+            if file.format in _TURNED_BY_EXIF or orientation not in _TURNS:
+                return (file.height, file.width) if orientation in _ON_ITS_SIDE else file.size
+    except OSError as error:
+        raise ImageError(system_reason(error)) from error
     return open_image(path).size
 
 
@@ -126,6 +128,13 @@ def cut_out(image: Image.Image, cut: Cut, size: tuple[int, int], resampling: Ima
     # Rounding must not reach over the edge.
     part = image.resize(size, resampling, box=(box[0], box[1], min(box[2], image.width), min(box[3], image.height)))
     return ImageOps.mirror(part) if cut.flip else part
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(system_reason(error)) from error
 
 
 def _opened(stream: IO[bytes]) -> ImageFile.ImageFile:
