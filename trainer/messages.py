@@ -14,7 +14,8 @@ _LONGEST_INPUT = 60
 
 
 def shown(text: str, longest: int = _LONGEST) -> str:
-    """`text` as a message may show it, on one line: a hostile name can be as long as its file."""
+    """`text` as a message may show it, on one line: a hostile name can be as long as its file, and need not be Unicode."""
+    text = text.encode("utf-8", "backslashreplace").decode()
     line = " ".join(text.split()) if any(mark in text for mark in "\n\r\t") else text
     return line if len(line) <= longest else f"{line[:longest]}..."
 

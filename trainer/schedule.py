@@ -4,12 +4,17 @@ import math
 from .options import OptimizerOptions, pieces
 
 
+def warmup_steps(options: OptimizerOptions, total: int) -> int:
+    """How many of `total` steps the warm-up takes."""
+    return round(options.warmup * total) if options.warmup < 1 else int(options.warmup)
+
+
 def factor(options: OptimizerOptions, step: int, total: int) -> float:
     """What the learning rate is multiplied by at the step after `step` steps, of `total`.
 
     The warm-up rises by (step + 1) / (warm-up steps + 1), so that its first step is not lost at a rate of zero.
     """
-    warmup = round(options.warmup * total) if options.warmup < 1 else int(options.warmup)
+    warmup = warmup_steps(options, total)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     done = min(1.0, (step - warmup) / max(1, total - warmup))

@@ -255,14 +255,16 @@ def read_spec(path: Path) -> AnySpec:
 
 
 def without_folders(spec: TrainingSpec | CaptionSpec) -> dict[str, Any]:
-    """The spec as JSON data in which every path is a file name: where things lie is nobody else's business and changes no result."""
+    """The spec as JSON data without what changes no result: of every path the file name is left, and nothing of what was only noted."""
     data: dict[str, Any] = spec.model_dump(mode="json")
     base: dict[str, Any] = data.get("base", {})
     datasets = [dataset for key in ("datasets", "validation", "class_images") for dataset in data.get(key, ())]
-    images = [image for dataset in [*datasets, data.get("dataset", {"images": []})] for image in dataset["images"]]
+    datasets += [data["dataset"]] if "dataset" in data else []
+    images = [image for dataset in datasets for image in dataset["images"]]
     data.pop("cache", None)
-    for dataset in [*datasets, data.get("dataset", {})]:
-        dataset.pop("caption_lines", None)  # how files are read; the captions themselves are here
+    not_results = [(dataset, key) for dataset in datasets for key in ("notes", "caption_lines")]
+    for holder, key in [*not_results, *((image, "size") for image in images)]:
+        del holder[key]
     start: dict[str, Any] = data.get("checkpointing", {}).get("start") or {}
     adapter: dict[str, Any] = data.get("network", {}).get("start_from") or {}
     own = ((data, key) for key in ("output", "word_output", "captioner"))

@@ -20,7 +20,7 @@ from .data.visits import Visits
 from .dataset import Dataset
 from .denoising import Denoising
 from .ema import Ema
-from .events import Checkpoint, Event, Finished, Phase, Sample, Started, Stop, Validation
+from .events import Checkpoint, Event, Finished, Phase, Sample, Started, Stop, Validation, Warned
 from .families import load_family
 from .history import history, read_events
 from .loop import Loop, Position, TrainingError
@@ -30,6 +30,7 @@ from .objective import check, prediction_kind
 from .optim import in_use
 from .plot import save_loss
 from .precision import accelerator, choose, peak_memory
+from .remarks import remarks
 from .room import check_disk
 from .sampling import Sampler, save_png
 from .schedule import factor
@@ -79,6 +80,8 @@ class Training:
                 parameters=self.numbers,
             )
         )
+        for remark in remarks(spec):
+            self._emit(Warned(message=remark))
         self.data = self._prepare()
         self._emit(Phase(name="loading UNet"))
         self.models = assemble(spec, self.method, self.family, self.accelerator, self.formats.weights, self.data.texts)

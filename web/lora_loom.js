@@ -19,6 +19,7 @@ const REPORTING = new Set([
   "LoomBakeCheckpoint",
   "LoomCheckDataset",
   "LoomCompareMethods",
+  "LoomDatasetFromFolder",
   "LoomExtractAdapter",
   "LoomInspectAdapter",
   "LoomLoadAdapter",

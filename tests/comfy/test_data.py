@@ -109,3 +109,41 @@ def test_what_cannot_be_is_told_before_anything_is_encoded(material: Server) -> 
     prompt = graph("no_mask")
     prompt["wide"]["inputs"]["masks"] = "input/lonely_masks"
     assert "lemon.png has no mask" in material.fail(prompt)
+
+
+def test_what_a_folder_leaves_out_is_told_on_the_nodes_in_the_log_and_by_the_run(material: Server) -> None:
+    folder = material.base / "input" / "left_out"
+    for name in ("a.png", "2024_photos/b.png", "dogs/c.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PACK / "demo" / "food" / "lemon.png", folder / name)
+        (folder / name).with_suffix(".txt").write_text("a lemon")
+    (folder / "film.mp4").write_bytes(b"")
+    (folder / "readme.txt").write_text("about")
+    prompt = training_graph("left_out", folder="input/left_out", steps=2)
+    prompt["check"] = node("LoomCheckDataset", dataset=["size", 0], batch_size=1)
+    prompt["train"]["inputs"]["validation"] = ["size", 0]
+    outputs = material.run(prompt)
+    notes = ("2024_photos/ (2024)", "dogs/ (1 image)", "videos are not read): film.mp4", "1 text file without an image of that name: readme.txt")
+    on_node = outputs["dataset"]["text"]
+    assert on_node[0] == "2 images, 2 visits a pass"
+    run = outputs["train"]["lora_loom"][0]["run"]
+    events = [json.loads(line) for line in (material.base / f"output/lora_loom/runs/{run}/events.jsonl").read_text().splitlines()]
+    warnings = "\n".join(event["message"] for event in events if event["event"] == "warning")
+    for told in ("\n".join(on_node), outputs["check"]["text"][0], material.log.read_text(), warnings):
+        assert all(note in told for note in notes)
+    assert "2 of 2 validation images are trained on as well" in warnings
+    # What was noted is no part of the work: the run is the same without the video.
+    (folder / "film.mp4").unlink()
+    assert material.run(prompt)["train"]["lora_loom"][0]["run"] == run
+    prompt["dataset"]["inputs"] |= {"recursive": True, "large_repeats": True}
+    assert material.run({name: prompt[name] for name in ("dataset", "size", "check")})["dataset"]["text"][0] == "3 images, 2,026 visits a pass"
+
+
+@pytest.mark.parametrize(("inputs", "at_fault"), [({"folder": "input/nowhere"}, "folder"), ({"masks": "input/nowhere"}, "masks")])
+def test_a_folder_that_is_not_there_is_reported_on_its_own_input_alone(server: Server, inputs: dict, at_fault: str) -> None:
+    prompt = training_graph("x")
+    prompt["dataset"]["inputs"] |= inputs
+    with pytest.raises(Refused) as refused:
+        server.queue(prompt)
+    errors = refused.value.body["node_errors"]["dataset"]["errors"]
+    assert [error["extra_info"]["input_name"] for error in errors] == [at_fault]

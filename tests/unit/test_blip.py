@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from tiny_blip import COLOURS, SILENT, WORDS, make_tiny_blip
 from transformers import BlipProcessor
 
-from trainer.captioning.blip import BlipCaptioner, on_white, precision_on, run_captioning, without_prompt
+from trainer.captioning.blip import BlipCaptioner, precision_on, run_captioning, without_prompt
 from trainer.captioning.folder import check_captioner
+from trainer.data.colors import on_white
 from trainer.data.sources import scan_folder
 from trainer.events import Caption, Event, Phase, Warned
 from trainer.spec import CaptionSpec, Dataset, DatasetImage
@@ -206,7 +207,7 @@ def test_a_precision_that_cannot_be_had_is_said(tiny: Path, tmp_path: Path) -> N
     assert ["instead of fp16" in message for message in warnings(events)] == [True]
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>", b"\x89PNG\r\n\x1a\n and no more", "cut"])
+@pytest.mark.parametrize("content", [b"", b"<html>", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x89PNG\r\n\x1a\n and no more", "cut"])
 def test_an_unreadable_picture_is_named(tiny: Path, tmp_path: Path, content: bytes | str) -> None:
     data = dataset(tmp_path, red=None, green=None)
     whole = (tmp_path / "green.png").read_bytes()
@@ -216,11 +217,12 @@ def test_an_unreadable_picture_is_named(tiny: Path, tmp_path: Path, content: byt
     assert not (tmp_path / "green.txt").exists()
 
 
-def test_pictures_that_would_share_a_sidecar_are_refused(tiny: Path, tmp_path: Path) -> None:
-    data = dataset(tmp_path, red=None)
-    twin = data.images[0].model_copy(update={"path": str(tmp_path / "red.jpg")})
-    with pytest.raises(SpecError, match=r"share the caption file red\.txt"):
-        run(tiny, data.model_copy(update={"images": (*data.images, twin)}))
+def test_images_are_opened_for_captions_as_they_are_for_training(tiny: Path, tmp_path: Path) -> None:
+    Image.new("F", (40, 50), 1.0).save(tmp_path / "white.tiff")
+    Image.new("RGB", (40, 50), "red").save(tmp_path / "red.gif")
+    images = tuple(DatasetImage(path=str(tmp_path / name), sha256="0") for name in ("white.tiff", "red.gif"))
+    _, events = run(tiny, Dataset(name="odd", images=images))
+    assert [event.caption for event in events if isinstance(event, Caption)] == ["a white picture", "a red picture"]
 
 
 @contextlib.contextmanager

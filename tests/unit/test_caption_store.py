@@ -3,14 +3,12 @@ import json
 import os
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from trainer.captioning.journal import JOURNAL
 from trainer.captioning.store import CaptionStore
 from trainer.data.sources import scan_folder
 from trainer.dataset import DatasetImage
-from trainer.typed import SpecError
 
 
 def images(folder: Path, *names: str) -> None:
@@ -123,8 +121,35 @@ def test_a_kill_before_the_metadata_file_was_saved_loses_no_original(tmp_path: P
     assert scanned(tmp_path)["a.png"].caption == "by hand"
 
 
-def test_images_that_would_share_a_caption_file_are_refused(tmp_path: Path) -> None:
+def test_images_of_one_name_get_a_caption_file_each(tmp_path: Path) -> None:
     images(tmp_path, "a.png", "a.jpg")
-    both = [DatasetImage(path=str(tmp_path / name), sha256="") for name in ("a.png", "a.jpg")]
-    with pytest.raises(SpecError, match=r"share the caption file a\.txt"):
-        CaptionStore(both)
+    both = CaptionStore([DatasetImage(path=str(tmp_path / name), sha256="") for name in ("a.png", "a.jpg")])
+    both.write(tmp_path / "a.png", "one")
+    both.write(tmp_path / "a.jpg", "two")
+    assert {name: image.caption for name, image in scanned(tmp_path).items()} == {"a.png": "one", "a.jpg": "two"}
+
+
+def test_a_caption_file_is_found_as_the_dataset_finds_it(tmp_path: Path) -> None:
+    images(tmp_path, "IMG_1.PNG", "b.png")
+    (tmp_path / "img_1.TXT").write_bytes("by hand".encode("utf-16"))
+    (tmp_path / "b.png.txt").write_text("by hand")
+    opened = store(tmp_path)
+    opened.write(tmp_path / "IMG_1.PNG", "new")
+    opened.write(tmp_path / "b.png", "new")
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["IMG_1.PNG", "b.png", "b.png.txt", "img_1.TXT"]
+    assert [image.caption for image in scanned(tmp_path).values()] == ["new", "new"]
+    assert set(map(tuple, store(tmp_path).undo().values())) == {("by hand",)}
+    assert (tmp_path / "img_1.TXT").read_bytes() == "by hand".encode("utf-16")
+
+
+def test_captions_of_a_table_are_changed_in_it(tmp_path: Path) -> None:
+    images(tmp_path, "sub/a.png", "b.png")
+    table = 'file_name,prompt,note\nsub/a.png,"by hand, twice",x\nb.png,other,"y, z"\n'
+    (tmp_path / "metadata.csv").write_bytes(table.encode())
+    opened = store(tmp_path)
+    opened.write(tmp_path / "sub" / "a.png", 'a "new" one')
+    opened.save()
+    assert (tmp_path / "metadata.csv").read_bytes() == table.replace('"by hand, twice"', '"a ""new"" one"').encode()
+    assert not list(tmp_path.rglob("*.txt"))
+    store(tmp_path).undo()
+    assert (tmp_path / "metadata.csv").read_bytes() == table.encode()

@@ -47,7 +47,7 @@ def test_nothing_imports_a_top_level_nodes_or_trainer(path: Path) -> None:
 
 def test_nodes_take_from_the_trainer_only_what_is_light() -> None:
     light = {"spec", "options", "typed", "events", "history", "data.sources", "data.captions", "families.detect", "dataset", "checkpoint"}
-    light |= {"grid", "method_table", "templates", "data.framing", "data.images", "messages", "captioning.store"}
+    light |= {"grid", "method_table", "templates", "data.framing", "data.images", "data.colors", "messages", "captioning.store"}
     taken = {
         module.removeprefix("trainer.")
         for path in sources("nodes")

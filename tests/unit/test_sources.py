@@ -89,10 +89,16 @@ def test_the_folder_itself_may_have_a_numbered_name(tmp_path: Path) -> None:
 
 def test_has_pictures(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
-    picture(tmp_path / "sub" / "a.png")
+    (tmp_path / "loop").symlink_to("loop")
+    picture(tmp_path / ".hidden" / "a.png")
     assert not has_pictures(tmp_path)
-    picture(tmp_path / "2_sub" / "a.png")
+    assert not has_pictures(tmp_path / "nowhere")
+    # It can be trained with `recursive`, or tells what it lacks.
+    picture(tmp_path / "sub" / "deeper" / "a.png")
     assert has_pictures(tmp_path)
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "a.HEIC").write_bytes(b"")
+    assert has_pictures(tmp_path / "phone")
 
 
 @pytest.mark.parametrize(
@@ -158,6 +164,7 @@ def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").write_bytes(b"")
     picture(tmp_path / "2_cat" / "twin.png")
     picture(tmp_path / "2_cat" / "twin.jpg")
+    (tmp_path / "2_cat" / "twin.txt").write_text("one of the two")
     (tmp_path / "orphan.txt").write_text("no picture")
     picture(tmp_path / "both.png")
     (tmp_path / "both.txt").write_text("one thing")
@@ -170,12 +177,11 @@ def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
         "text.png cannot be read",
         "empty.jpg cannot be read",
         "2_cat/twin.jpg and 2_cat/twin.png have one name",
-        "orphan.txt has no picture of that name",
         "both.png has two captions that differ, in both.caption and in both.txt",
         "latin.txt is not UTF-8",
     ):
         assert wanted in message
-    assert "good.png" not in message
+    assert "good.png" not in message and "orphan.txt" not in message
     assert "\n" not in message
 
 
@@ -193,8 +199,8 @@ def test_a_repaired_picture_is_read_again(tmp_path: Path) -> None:
         ("{'file_name': 'a.png'}", "metadata.jsonl line 3 is not JSON"),
         ('["a.png"]', 'metadata.jsonl line 3 has no "file_name"'),
         ('{"text": "a"}', 'metadata.jsonl line 3 has no "file_name"'),
-        ('{"file_name": "z.png", "text": "a"}', "metadata.jsonl line 3: there is no picture 'z.png'"),
-        ('{"file_name": "../a.png", "text": "a"}', "metadata.jsonl line 3: there is no picture '../a.png'"),
+        ('{"file_name": "z.png", "text": "a"}', "metadata.jsonl line 3: there is no image 'z.png'"),
+        ('{"file_name": "../a.png", "text": "a"}', "metadata.jsonl line 3: there is no image '../a.png'"),
         ('{"file_name": "a.png"}', "metadata.jsonl line 3 has no caption"),
         ('{"file_name": "a.png", "text": 5}', "metadata.jsonl line 3 has no caption"),
         ('{"file_name": "a.png", "text": "other"}', "a.png has two captions that differ, in metadata.jsonl line 1 and in metadata.jsonl line 3"),
@@ -219,7 +225,7 @@ def test_a_folder_that_repeats_zero_times_is_told_as_a_dataset_error(tmp_path: P
 
 def test_repeats_beyond_what_a_dataset_can_hold_are_told_as_a_dataset_error(tmp_path: Path) -> None:
     picture(tmp_path / "9999_cat" / "a.png")
-    assert "9999_cat" in refusal(tmp_path, repeats=2)
+    assert "9999_cat" in refusal(tmp_path, repeats=2, large_repeats=True)
 
 
 @pytest.fixture
@@ -247,6 +253,8 @@ CHANGES = {
     "caption longer": lambda d: (d / "a.txt").write_text("a bigger box"),
     "caption added": lambda d: (d / "a.caption").write_text("a box"),
     "metadata changed": lambda d: later(d / "3_cat" / "metadata.jsonl"),
+    "picture in a subfolder without a number": lambda d: picture(d / "other" / "x.png"),
+    "video that is left out": lambda d: (d / "film.mp4").write_bytes(b""),
 }
 
 
@@ -269,7 +277,6 @@ def test_the_signature_follows_nothing_else(signed: Path) -> None:
     assert signature(signed) == before
     (signed / "readme.md").write_text("notes")
     (signed / ".hidden.png").write_text("x")
-    picture(signed / "other" / "x.png")
     (signed / "a.png").read_bytes()
     assert signature(signed) == before
 

@@ -141,6 +141,15 @@ def test_what_changes_the_result_changes_the_fingerprint(change: dict[str, Any])
     assert run_id(changed) != run_id(train())
 
 
+def test_what_was_only_noted_changes_no_run() -> None:
+    noted = train(image={"size": [64, 48]})
+    dataset = noted.datasets[0].model_copy(update={"notes": ("2 files are left out",)})
+    noted = noted.model_copy(update={"datasets": (dataset,), "validation": (dataset,)})
+    assert run_id(noted) == run_id(train().model_copy(update={"validation": train().datasets}))
+    captioned = caption()
+    assert run_id(captioned.model_copy(update={"dataset": dataset})) == run_id(captioned)
+
+
 def test_fingerprint_is_the_same_every_time() -> None:
     assert fingerprint(train()) == fingerprint(train())
     assert len(fingerprint(train())) == 64

@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from killing import KILLED
@@ -11,9 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from workshop import STEPS, Workshop, output, told
 
+from trainer.data.cache import Cache, key_of
+from trainer.data.framing import cuts
+from trainer.dataset import Dataset, Framing
 from trainer.events import Checkpoint, Data, Sample, Started, Warned
+from trainer.families import load_family
 from trainer.history import History
-from trainer.spec import steps_of
+from trainer.options import TextOptions
+from trainer.spec import Base, steps_of
 
 
 def close(story: History, other: History, tolerance: float = 1e-4) -> bool:
@@ -49,6 +55,47 @@ def test_a_second_training_encodes_nothing_and_ends_the_same(workshop: Workshop,
     third, mended = workshop.train("shapes once more", **settings)
     assert mended.data.pictures_encoded + mended.data.captions_encoded == 1
     assert output(first).read_bytes() == output(third).read_bytes()
+
+
+def test_what_an_earlier_way_of_reading_images_has_encoded_is_not_used(workshop: Workshop, tmp_path: Path) -> None:
+    data = workshop.dataset("lemon", "banana")
+    digest = load_family(Base.model_validate(workshop.base), TextOptions()).vae_digest()
+    for image in Dataset.model_validate(data).images:
+        rectangles = cuts(64, 64, image.sha256, Framing(resolution=64))
+        Cache(tmp_path).put(key_of("latents", image.sha256, digest, rectangles, "", False), {"latents": torch.zeros(1, 4, 8, 8)})
+    assert workshop.train("read anew", datasets=[data], cache=str(tmp_path))[1].data.pictures_encoded == 2
+
+
+def test_deep_grey_trains_as_shallow_grey_does_and_a_turned_tiff_as_a_high_image(workshop: Workshop) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (64, 128)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[274] = 6
+    losses = []
+    for name, image, mask, options in (
+        ("shallow", Image.fromarray(np.rot90(grey, 3)), Image.fromarray(np.rot90(grey, 3)), {}),
+        ("deep", Image.fromarray(grey.astype(np.uint16) * 257), Image.fromarray(grey.astype(np.float32) / 255, "F"), {"exif": exif}),
+    ):
+        paths = [workshop.place / f"{name} {what}.tiff" for what in ("image", "mask")]
+        for path, content in zip(paths, (image, mask), strict=True):
+            content.save(path, **options)
+        # The hash decides nothing but the order of chance.
+        entry = {"path": str(paths[0]), "sha256": "a", "caption": "noise", "mask": str(paths[1]), "mask_sha256": "b"}
+        data = {"name": "noise", "images": [entry], "framing": {"resolution": 128}}
+        story = workshop.train(name, datasets=[data], steps=4)[1]
+        assert [(bucket.width, bucket.height) for bucket in story.data.buckets] == [(64, 128)]
+        losses.append(story)
+    assert close(*losses, 1e-5)
+
+
+def test_what_is_worth_a_warning_is_told_before_anything_is_encoded(workshop: Workshop) -> None:
+    data = workshop.dataset("lemon", "banana", notes=["1 file is left out (videos are not read): film.mp4"])
+    story = workshop.train("warned", datasets=[data], validation=[workshop.dataset("lemon")], optimizer={"warmup": 100})[1]
+    kinds = [event.event for event in story.events]
+    assert kinds.count("warning") == 3 and kinds.index("warning") < next(i for i, e in enumerate(story.events) if e.event == "data")
+    warnings = [event.message for event in story.events if isinstance(event, Warned)]
+    assert warnings[0] == "food: 1 file is left out (videos are not read): film.mp4"
+    assert "1 of 1 validation images are trained on as well" in warnings[1]
+    assert f"the warm-up takes 100 steps and the training {STEPS}" in warnings[2]
 
 
 def test_adapters_of_single_steps_are_those_of_shorter_trainings(workshop: Workshop) -> None:

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from ..adapters.files import FileError, read_header
+from ..data.colors import on_white
+from ..data.images import ImageError, open_image
 from ..events import Caption, Event, Phase, Warned
 from ..spec import CaptionSpec, Precision
 from ..typed import SpecError
@@ -16,8 +18,6 @@ from .store import CaptionStore
 
 BEAMS = 3  # the paper's beam size for captioning
 _PRECISIONS = {"auto": torch.float16, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-# All that Pillow raises for a file that is no picture, or a damaged one.
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError)
 
 
 class BlipCaptioner:
@@ -89,16 +89,6 @@ def without_prompt(text: str, prompt: str) -> str:
     return rest.strip()
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """`image` in RGB, laid on white where it is transparent; 16-bit grey is scaled, not clipped as Pillow does."""
-    if image.mode.startswith("I;16"):
-        image = image.point(lambda value: value / 257, "L")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-
-
 def precision_on(device: torch.device, precision: Precision) -> torch.dtype:
     """The dtype to caption in: on CUDA as asked, float16 for "auto"; elsewhere float32, as half precision is slow or missing there."""
     return _PRECISIONS[precision] if device.type == "cuda" else torch.float32
@@ -106,9 +96,8 @@ def precision_on(device: torch.device, precision: Precision) -> torch.dtype:
 
 def _open_picture(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            return on_white(ImageOps.exif_transpose(image))
-    except _UNREADABLE as error:
+        return open_image(path)
+    except ImageError as error:
         raise SpecError(f"{path} cannot be read as a picture ({error}). Replace it or take it out of the dataset.") from error
 
 

@@ -1,13 +1,16 @@
 """Where captions are written and how they come back: the places that hold an image's caption, changed together, each change kept for undo."""
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.captions import TextError, decoded, one_line_each
 from ..dataset import DatasetImage
+from ..messages import shown, system_reason
+from ..typed import SpecError
 from .journal import Change, Text, add_change, changes, original
 from .metadata_rows import MetadataRows, metadata_above
-from .sidecars import check_writable, existing_sidecars, read_sidecar, sidecars_of, write_sidecar
+from .sidecars import check_writable, new_sidecars, read_sidecar, sidecars_of, write_sidecar
 
 _LEVELS = 3
 """A metadata file names images at most this many folders below it."""
@@ -28,9 +31,7 @@ class CaptionStore:
 
     An image's caption may be in several places that agree: all of them are changed. One without a caption gets a text file beside it.
 
-    Raises:
-        SpecError: a folder cannot be written, or two images would share a caption file.
-        OSError, UnicodeDecodeError: a metadata file cannot be read.
+    Raises SpecError: a folder cannot be written, or a metadata file cannot be read.
     """
 
     def __init__(self, images: Sequence[DatasetImage]) -> None:
@@ -39,15 +40,11 @@ class CaptionStore:
         self._saved_at, self._save_seconds = time.monotonic(), 0.0
         by_path = {Path(image.path): image for image in images}
         check_writable(path.parent for path in by_path)
-        self._places = {path: self._places_of(path, image) for path, image in by_path.items()}
+        sidecars = sidecars_of(by_path)
+        self._places = {path: self._places_of(image, list(by_path), sidecars[path]) for path, image in by_path.items()}
         alone = [path for path, places in self._places.items() if not places]
-        self._places |= {path: [Place(sidecar)] for path, sidecar in sidecars_of(alone).items()}
+        self._places |= {path: [Place(sidecar)] for path, sidecar in new_sidecars(alone, sidecars).items()}
         check_writable({place.file.parent for places in self._places.values() for place in places} - {path.parent for path in by_path})
-
-    @property
-    def images(self) -> list[Path]:
-        """Each image once, in order."""
-        return list(self._places)
 
     def has_caption(self, image: Path) -> bool:
         """Whether there is one by now; it may have been written since the dataset was read."""
@@ -96,28 +93,34 @@ class CaptionStore:
         self.save()
         return undone
 
-    def _places_of(self, path: Path, image: DatasetImage) -> list[Place]:
-        captions = {_words(text)[0] for text in (image.caption, *image.more_captions) if _words(text)}
-        found = [Place(sidecar) for sidecar in existing_sidecars(path) if _words(read_sidecar(sidecar))]
+    def _places_of(self, image: DatasetImage, images: list[Path], sidecars: list[Path]) -> list[Place]:
+        path = Path(image.path)
+        captions = set(one_line_each(text for text in (image.caption, *image.more_captions) if text))
+        found = [Place(sidecar) for sidecar in sidecars if _words(read_sidecar(sidecar))]
         for file in metadata_above(path.parent, _LEVELS):
-            rows = self._table(file)
+            rows = self._table(file, images)
             name = rows.name_of(path)
             # A file above the dataset may name the image too: the one that its caption is from says the same.
             if name is not None and captions & set(_words(rows.value(name))):
                 found.append(Place(file, name))
         return found
 
-    def _table(self, file: Path) -> MetadataRows:
+    def _table(self, file: Path, images: list[Path]) -> MetadataRows:
         if file not in self._tables:
-            self._tables[file] = MetadataRows(file)
+            try:
+                self._tables[file] = MetadataRows(file, images)
+            except OSError as error:
+                raise SpecError(f"{shown(str(file))} cannot be read ({system_reason(error)}): make it readable or remove it.") from error
+            except TextError as error:
+                raise SpecError(f"{shown(str(file))} {error}.") from error
         return self._tables[file]
 
     def _read(self, place: Place) -> Text:
-        return self._table(place.file).value(place.row) if place.row else read_sidecar(place.file)
+        return self._tables[place.file].value(place.row) if place.row else read_sidecar(place.file)
 
     def _write(self, place: Place, text: Text) -> None:
         if place.row:
-            self._table(place.file).set(place.row, text)
+            self._tables[place.file].set(place.row, text)
             self._unsaved.add(place.file)
         elif isinstance(text, str):
             write_sidecar(place.file, text)
@@ -126,6 +129,13 @@ class CaptionStore:
 
 
 def _words(text: Text) -> list[str]:
-    """The captions in it, each on one line with single spaces; none for one that is blank."""
-    texts: Iterable[str] = [text] if isinstance(text, str) else text or ()
-    return [line for line in (" ".join(one.lstrip("\ufeff").split()) for one in texts) if line]
+    """The captions in it, each on one line; none where nothing can be seen."""
+    return one_line_each(map(_readable, [text] if isinstance(text, str) else text or ()))
+
+
+def _readable(text: str) -> str:
+    """What a dataset reads of it: a text file may be in UTF-16."""
+    try:
+        return decoded(text.encode("utf-8", "surrogateescape"))
+    except (TextError, UnicodeEncodeError):
+        return text

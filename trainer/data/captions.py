@@ -1,86 +1,118 @@
-"""Where captions come from: a `.txt` or `.caption` file beside the picture, or a `metadata.jsonl` in its folder.
+"""Captions of a dataset: from a `.txt` or `.caption` file beside an image, or from a metadata file (see `metadata_files`).
 
-`metadata.jsonl` is the Hugging Face imagefolder layout (https://huggingface.co/docs/datasets/image_dataset): one JSON object a line with
-`file_name` and the caption as `text` (or `caption`), or a list of captions; further columns are allowed and left alone.
+`cat.png` has its caption in `cat.txt` or `cat.png.txt`; another Unicode form or other capitals do where they leave no doubt.
 """
-import json
-from collections.abc import Callable, Iterable
+import codecs
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SIDECAR_SUFFIXES = (".txt", ".caption")
-METADATA = "metadata.jsonl"
-CAPTION_COLUMNS = ("text", "caption")
+from ..messages import listed, shown, system_reason
+from .folders import Folder, file_label
+from .names import Names
+
+_LONGEST_FILE = 10_000_000
+# UTF-32's mark begins with UTF-16's.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# Letters and symbols by their category, and nothing to the eye: fillers, the empty Braille cell, variation selectors.
+_BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe0e\ufe0f")
+
+
+class TextError(ValueError):
+    """A file's bytes are no text that is read; the message says why, and what to do."""
 
 
 @dataclass
-class FolderCaptions:
-    """Captions of one folder: by picture file name, at least one each, and what is wrong (each a sentence for the user)."""
-
-    by_file: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-
-def read_captions(folder: Path, pictures: Iterable[str], files: Iterable[str], *, caption_lines: bool = False) -> FolderCaptions:
-    """Captions for `pictures` (file names in `folder`), from `files` (all file names there).
-
-    An empty file is no caption. Two sources for one picture must agree. With `caption_lines` every line of a caption file is a caption of its
-    own; otherwise the whole file is one.
+class Captions:
+    """Captions by the image's label and name, at least one each; `problems`: what is wrong, each a sentence for the user; `strays`: text files that
+    caption nothing.
     """
-    pictures = list(pictures)
-    by_stem = {Path(name).stem: name for name in pictures}
-    found = FolderCaptions()
-    sources: dict[str, str] = {}
 
-    def add(picture: str, texts: Iterable[str], source: str) -> None:
-        captions = tuple(dict.fromkeys(filter(None, (" ".join(text.split()) for text in texts))))
+    by_image: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)
+    _sources: dict[str, str] = field(default_factory=dict)
+
+    def add(self, image: str, texts: Iterable[str], source: str) -> None:
+        """The captions of an image from `source`. Empty ones are none, and two sources for one image must agree."""
+        captions = tuple(dict.fromkeys(one_line_each(texts)))
         if not captions:
             return
-        known = found.by_file.setdefault(picture, captions)
+        known = self.by_image.setdefault(image, captions)
         if known != captions:
-            found.problems.append(f"{picture} has two captions that differ, in {sources[picture]} and in {source}: keep one")
-        sources.setdefault(picture, source)
-
-    for name in sorted(files):
-        path = folder / name
-        if path.suffix.lower() not in SIDECAR_SUFFIXES:
-            continue
-        picture = by_stem.get(path.stem)
-        if picture is None:
-            found.problems.append(f"{name} has no picture of that name: add the picture, or remove or rename the file")
-            continue
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-            add(picture, text.splitlines() if caption_lines else [text], name)
-        except UnicodeDecodeError:
-            found.problems.append(f"{name} is not UTF-8 text: save it again as UTF-8")
-    if METADATA in set(files):
-        _read_metadata(folder / METADATA, set(pictures), add, found.problems)
-    return found
+            self.problems.append(f"{shown(image)} has two captions that differ, in {self._sources[image]} and in {source}: keep one")
+        self._sources.setdefault(image, source)
 
 
-def _read_metadata(path: Path, pictures: set[str], add: Callable[[str, Iterable[str], str], None], problems: list[str]) -> None:
+def one_line_each(texts: Iterable[str]) -> list[str]:
+    """Captions as they are trained, on one line with single spaces; none for a text that shows nothing."""
+    return [line for line in (" ".join(text.split()) for text in texts) if _visible(line)]
+
+
+def _visible(text: str) -> bool:
+    return any(unicodedata.category(mark)[0] not in "ZC" and mark not in _BLANKS for mark in text)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+
+    Raises:
+        TextError: it is something else, or longer than captions are.
+        OSError: it cannot be read.
+    """
+    size = path.stat().st_size
+    if size > _LONGEST_FILE:
+        raise TextError(f"has {size / 1e6:,.0f} MB, and no more than {_LONGEST_FILE / 1e6:.0f} MB are read as captions: split or remove it")
+    return decoded(path.read_bytes())
+
+
+def decoded(data: bytes) -> str:
+    """The same for the bytes of a file. Raises TextError."""
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        problems.append(f"{path.name} is not UTF-8 text: save it again as UTF-8")
-        return
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise TextError("is not UTF-8 text: save it again as UTF-8") from error
+    if "\0" in text:
+        raise TextError("holds NUL bytes, as UTF-16 without a byte order mark does: save it again as UTF-8")
+    return text
+
+
+def read_sidecars(folder: Folder, images: Sequence[str], captions: Captions, *, caption_lines: bool = False) -> list[str]:
+    """Add the captions of `images` (names in `folder`) that lie in files beside them, and give the text files that caption nothing.
+
+    With `caption_lines` every line of a file is a caption of its own; otherwise the whole file is one.
+    """
+    strays = []
+    for name, found in sidecars_with_images(folder, images):
+        label = file_label(folder.label, name)
+        if not found:
+            strays.append(label)
             continue
-        where = f"{path.name} line {number}"
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            problems.append(f"{where} is not JSON ({error})")
+            text = read_text(folder.path / name)
+        except TextError as error:
+            captions.problems.append(f"{label} {error}")
             continue
-        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-            problems.append(f'{where} has no "file_name"')
+        except OSError as error:
+            captions.problems.append(f"{label} cannot be read ({system_reason(error)}): make it readable or remove it")
             continue
-        text = row.get("text", row.get("caption"))
-        if row["file_name"] not in pictures:
-            problems.append(f"{where}: there is no picture {row['file_name']!r} in this folder")
-        elif not isinstance(text, str) and not (isinstance(text, list) and all(isinstance(one, str) for one in text)):
-            problems.append(f'{where} has no caption: it wants "text" (or "caption"), a string or a list of strings')
-        else:
-            add(row["file_name"], [text] if isinstance(text, str) else text, where)
+        if len(found) > 1 and _visible(text):
+            both = listed([file_label(folder.label, image) for image in found], " and ")
+            captions.problems.append(f"{both} have one name, so {label} may be the caption of either: rename one, or name it IMAGE.png.txt in full")
+            continue
+        captions.add(folder.label + found[0], text.splitlines() if caption_lines else [text], label)
+    return strays
+
+
+def sidecars_with_images(folder: Folder, images: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each file of `folder` that may hold a caption, with those of `images` whose it may be."""
+    names = Names([(known, image) for image in images for known in dict.fromkeys((image, image.rpartition(".")[0]))])
+    for name in folder.sidecars:
+        yield name, names.find(name.rpartition(".")[0])

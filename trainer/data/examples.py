@@ -1,4 +1,5 @@
 """Pictures encoded once, before training: the VAE is needed at no step."""
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,14 @@ from ..families.protocol import Family
 from ..messages import listed
 from ..typed import SpecError
 from .cache import Cache, key_of
+from .colors import on_white
 from .framing import Cut, cuts
-from .images import alpha_of, cut_out, open_rgb, upright_size
+from .images import ImageError, alpha_of, cut_out, mask_of, open_image, upright_size
 
 _NAMED = 5
+_PAUSE_SECONDS = 0.5
+# Goes up whenever the same file gives other pixels than before, so that nothing encoded from the old ones is used.
+_READING = 2
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,17 @@ class Encoder:
             return []
         whole = [(dataset, image) for dataset in datasets for image in dataset.images]
         found, enlarged, unseen = [], [], []
+        told = float("-inf")
         for number, (dataset, image) in enumerate(whole):
             name = Path(image.path).name
-            self._emit(Phase(name=phase, done=number, total=len(whole), detail=name))
+            # Every event is kept for good, and images may come by the thousand.
+            if time.monotonic() - told >= _PAUSE_SECONDS:
+                told = time.monotonic()
+                self._emit(Phase(name=phase, done=number, total=len(whole), detail=name))
             try:
                 example, larger = self._example(dataset, image)
-            except OSError as error:
-                raise SpecError(f"{image.path} cannot be read any more: {error}") from error
+            except ImageError as error:
+                raise SpecError(f"{image.path} or its mask cannot be read any more ({error}): put it back, or queue the dataset again.") from error
             found.append(example)
             enlarged += [name] if larger else []
             unseen += [name] if example.mask is not None and not example.mask.any() else []
@@ -78,8 +87,8 @@ class Encoder:
         return found
 
     def _example(self, dataset: Dataset, image: DatasetImage) -> tuple[Example, bool]:
-        rectangles = cuts(*upright_size(Path(image.path)), image.sha256, dataset.framing)
-        key = key_of("latents", image.sha256, self._digest, rectangles, image.mask_sha256, dataset.mask_from_alpha)
+        rectangles = cuts(*(image.size or upright_size(Path(image.path))), image.sha256, dataset.framing)
+        key = key_of("latents", _READING, image.sha256, self._digest, rectangles, image.mask_sha256, dataset.mask_from_alpha)
         entry = self._cache.get(key)
         if entry is None:
             entry = self._encode(dataset, image, rectangles)
@@ -89,10 +98,11 @@ class Encoder:
         return Example(dataset, image, entry["latents"], sizes, entry.get("mask")), rectangles[0].enlarged
 
     def _encode(self, dataset: Dataset, image: DatasetImage, rectangles: list[Cut]) -> dict[str, Tensor]:
-        picture = open_rgb(Path(image.path))
-        pixels = torch.stack([_pixels(cut_out(picture, cut, cut.size)) for cut in rectangles])
+        opened = open_image(Path(image.path))
+        shown = on_white(opened)
+        pixels = torch.stack([_pixels(cut_out(shown, cut, cut.size)) for cut in rectangles])
         entry = {"latents": self._family.encode_images(self._vae(), pixels.to(self._device)).cpu()}
-        mask = alpha_of(Path(image.path)) if dataset.mask_from_alpha else _mask_file(image)
+        mask = alpha_of(opened) if dataset.mask_from_alpha else mask_of(open_image(Path(image.mask))) if image.mask else None
         if mask is not None:
             height, width = entry["latents"].shape[-2:]
             # Each latent counts by the mean of the pixels that it stands for.
@@ -103,13 +113,6 @@ class Encoder:
 def _few(names: list[str]) -> str:
     """A warning is to be read at a glance."""
     return listed(names) if len(names) <= _NAMED else f"{listed(names[:_NAMED])} and {len(names) - _NAMED} more"
-
-
-def _mask_file(image: DatasetImage) -> Image.Image | None:
-    if image.mask is None:
-        return None
-    with Image.open(image.mask) as file:
-        return file.convert("L")
 
 
 def _pixels(picture: Image.Image) -> Tensor:

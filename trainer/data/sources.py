@@ -1,61 +1,61 @@
-"""A folder on disk as a `Dataset`: which pictures, which captions, how often each.
-
-Layout: pictures in the folder itself, and in subfolders named as in kohya's trainer, `N_name`: each picture there counts N times a pass.
-"""
+"""A folder on disk as a `Dataset`: which images, which captions and masks, how often each, and what of it is left out."""
 import hashlib
-import os
-import re
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ..dataset import MAX_REPEATS, Dataset, DatasetImage, MissingCaptions
-from ..messages import listed
-from .captions import METADATA, SIDECAR_SUFFIXES, read_captions
-from .images import SUFFIXES, ImageError, checked_sha256
+from ..messages import listed, shown, system_reason
+from .captions import Captions, read_sidecars
+from .folders import Folder, Layout, has_pictures, look
+from .image_formats import SUFFIXES, how_to_read_name
+from .images import Checked, ImageError, check_images
+from .left_out import layout_notes, mask_notes, remark_notes, stray_notes
+from .masks import Mask, MaskSource, find_masks, fitting_masks, masks_beside, masks_in
+from .metadata_files import read_metadata
+from .names import Names
 
-_REPEATS = re.compile(r"(\d{1,4})_(.+)")
-
+__all__ = ["DatasetError", "MaskSource", "check_captions", "has_pictures", "scan_folder", "signature"]
 
 class DatasetError(ValueError):
-    """The folder cannot be trained on. The message names every file concerned."""
+    """The folder cannot be trained on. The message names every file concerned, or the first of many."""
 
 
-def _listing(folder: Path) -> list[tuple[Path, int, str]]:
-    """(folder, repeats, class name) of `folder` and its `N_name` subfolders."""
-    places = []
-    for place in [folder, *sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))]:
-        match = _REPEATS.fullmatch(place.name)
-        if place == folder or match:
-            places.append((place, int(match[1]) if match else 1, match[2].strip() if match else ""))
-    return places
+@dataclass(frozen=True)
+class _Source:
+    """An image that is to be trained: `name` in `folder`, which counts `repeats` times."""
 
+    folder: Folder
+    name: str
+    repeats: int
 
-def _files(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
+    @property
+    def key(self) -> str:
+        """Its way from the dataset's folder."""
+        return self.folder.label + self.name
 
-
-def _is_picture(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
-
-
-def _is_utf8(name: str) -> bool:
-    return name.encode("utf-8", "replace").decode() == name
-
-
-def has_pictures(folder: Path) -> bool:
-    """Whether `scan_folder` would find any picture; stops at the first."""
-    return any(_is_picture(name) for place, _, _ in _listing(folder) for name in _files(place))
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.folder.path / self.name
 
 
 def signature(folder: Path) -> str:
-    """Hex digest that changes when a picture or a caption does: names, sizes and times, no file is opened."""
+    """Hex digest that changes when what `scan_folder` finds does: names, sizes and times, no file is opened."""
     digest = hashlib.sha256()
-    for place, _, _ in _listing(folder):
-        for name in _files(place):
-            if _is_picture(name) or name.lower().endswith(SIDECAR_SUFFIXES) or name == METADATA:
-                stat = (place / name).stat()
-                digest.update(f"{place.name}/{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    try:
+        layout = look(folder)
+    except OSError as error:
+        return f"{folder}: {system_reason(error)}"
+    for place in layout.folders:
+        for name in (*place.images, *place.companions, *place.sidecars, *place.metadata):
+            try:
+                stat = (place.path / name).stat()
+                told = f"{place.label}{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+            except OSError as error:
+                told = f"{place.label}{name}\0{system_reason(error)}\n"
+            digest.update(told.encode("utf-8", "surrogateescape"))
+    digest.update(repr((folder.name, layout_notes(layout, ()))).encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
 
 
@@ -67,76 +67,48 @@ def scan_folder(
     trigger_word: str = "",
     missing_captions: MissingCaptions = "refuse",
     caption_lines: bool = False,
-    masks: Path | Literal["alpha"] | None = None,
+    masks: MaskSource = "beside",
+    recursive: bool = False,
+    large_repeats: bool = False,
 ) -> Dataset:
-    """Read a folder as a dataset. Every picture is decoded once, so that a broken one is found now.
+    """Read a folder as a dataset. Every image is decoded once, so that a broken one is found now. Nothing is written.
 
-    `repeats` multiplies those of `N_name` folders. With `missing_captions` "use the trigger word", a picture without a caption gets
+    `repeats` multiplies those of `N_name` folders. With `missing_captions` "use the trigger word", an image without a caption gets
     `trigger_word`, or the `name` of its `N_name` folder if there is no trigger word. `caption_lines`: every line of a caption file is a caption
-    of its own. `masks`: the pictures' alpha channel, or a folder with a picture of the same name (whatever its ending) for each, laid out as
-    `folder` or flat.
+    of its own. `masks`: a folder has one for each image; beside them those that have none are trained whole. `recursive` and `large_repeats`: see
+    `folders.look`. What is left out is told in the dataset's `notes`.
 
     Raises:
-        DatasetError: no pictures, broken pictures, two pictures of one name, captions or masks that are wrong; all of them in one message.
+        DatasetError: no images, broken images, captions or masks that are wrong; all of them in one message.
     """
     trigger_word = trigger_word.strip()
-    images: list[DatasetImage] = []
-    problems: list[str] = []
+    try:
+        elsewhere = masks if isinstance(masks, Path) and masks != folder else None
+        layout = look(folder, recursive=recursive, large_repeats=large_repeats, without=elsewhere)
+    except OSError as error:
+        raise DatasetError(f"{shown(name)}: the folder cannot be read ({system_reason(error)}).") from error
+    captions, named = _captions(layout, caption_lines)
+    problems = captions.problems
+    sources = _sources(layout, named, repeats, problems)
+    checked = _checked(sources, problems)
+    fitting, about_masks = _masks(masks, sources, checked, layout, problems)
+    images = []
     unnamed: list[str] = []
-    mask_files = _masks(masks, problems) if isinstance(masks, Path) else {}
-    for place, times, class_name in _listing(folder):
-        files = _files(place)
-        pictures = [f for f in files if _is_picture(f)]
-        label = "" if place == folder else f"{place.name}/"
-        if not 1 <= times * repeats <= MAX_REPEATS:
-            problems.append(f"{label or place.name} would repeat {times * repeats} times: from 1 to {MAX_REPEATS} are possible")
+    for source in sources:
+        if source.key not in checked:
             continue
-        odd = [f for f in [place.name, *pictures] if not _is_utf8(f)]
-        if odd:
-            problems += [f"{name!a} is not a UTF-8 name: rename it" for name in odd]
-            continue
-        stems: dict[str, str] = {}
-        for picture in pictures:
-            other = stems.setdefault(Path(picture).stem, picture)
-            if other != picture:
-                problems.append(f"{label}{other} and {label}{picture} have one name, so their captions cannot be told apart: rename one")
-        captions = read_captions(place, pictures, files, caption_lines=caption_lines)
-        problems += [label + problem for problem in captions.problems]
-        hashes = _check_all([place / picture for picture in pictures])
-        for picture, checked in zip(pictures, hashes, strict=True):
-            if isinstance(checked, ImageError):
-                problems.append(f"{label}{picture} cannot be read ({checked}): replace or remove it")
-                continue
-            caption, *more = captions.by_file.get(picture, (None,))
-            if caption is None and missing_captions == "use the trigger word" and not trigger_word:
-                caption = class_name or None
-                if not caption:
-                    unnamed.append(label + picture)
-            mask, mask_sha256 = None, ""
-            if isinstance(masks, Path):
-                stem = Path(picture).stem
-                found = mask_files.get((place.name if label else "", stem)) or mask_files.get(("", stem))
-                if found is None:
-                    problems.append(f"{label}{picture} has no mask {stem}.png in {masks.name}: add one, white where it is to be trained")
-                    continue
-                mask, mask_sha256 = found
-            images.append(
-                DatasetImage(
-                    path=str(place / picture),
-                    sha256=checked,
-                    caption=caption,
-                    more_captions=tuple(filter(None, more)),
-                    repeats=times * repeats,
-                    mask=mask,
-                    mask_sha256=mask_sha256,
-                )
-            )
+        caption, *more = captions.by_image.get(source.key, (None,))
+        if caption is None and missing_captions == "use the trigger word" and not trigger_word:
+            caption = source.folder.class_name or None
+            unnamed += [] if caption else [shown(source.key)]
+        images.append(_image(source, checked[source.key], caption, more, fitting.get(source.key)))
     if unnamed:
         problems.append(f"the trigger word is to stand in for missing captions, and it is empty: {listed(unnamed)} would have no caption")
     if problems:
-        raise DatasetError(f"{name}: {listed(problems, '; ')}.")
+        raise DatasetError(f"{shown(name)}: {listed(problems, '; ')}.")
+    notes = [*layout_notes(layout, named), *stray_notes(captions.strays), *about_masks]
     if not images:
-        raise DatasetError(f"{name}: no pictures in it ({', '.join(SUFFIXES)}), nor in subfolders named like 10_name.")
+        raise DatasetError(f"{shown(name)}: no pictures in it ({', '.join(SUFFIXES)}), nor in subfolders named like 10_name.{_instead(notes)}")
     return Dataset(
         name=name,
         images=tuple(images),
@@ -144,42 +116,110 @@ def scan_folder(
         missing_captions=missing_captions,
         mask_from_alpha=masks == "alpha",
         caption_lines=caption_lines,
+        notes=(*notes, *remark_notes({key: found.remarks for key, found in checked.items()})),
     )
 
 
-def _masks(folder: Path, problems: list[str]) -> dict[tuple[str, str], tuple[str, str]]:
-    """The masks of a folder by (`N_name` folder or nothing, name without ending): path and sha256."""
-    found: dict[tuple[str, str], tuple[str, str]] = {}
-    for place, _, _ in _listing(folder):
-        pictures = [place / name for name in _files(place) if _is_picture(name) and _is_utf8(name)]
-        for path, checked in zip(pictures, _check_all(pictures), strict=True):
-            if isinstance(checked, ImageError):
-                problems.append(f"the mask {path.name} cannot be read ({checked}): replace it")
-            else:
-                found[place.name if place != folder else "", path.stem] = (str(path), checked)
+def _instead(notes: list[str]) -> str:
+    return f" What is there: {listed(notes, '; ')}." if notes else ""
+
+
+def _image(source: _Source, checked: Checked, caption: str | None, more: list[str], mask: Mask | None) -> DatasetImage:
+    return DatasetImage(
+        path=str(source.path),
+        sha256=checked.sha256,
+        caption=caption,
+        more_captions=tuple(more),
+        repeats=source.repeats,
+        mask=str(mask.path) if mask else None,
+        mask_sha256=mask.sha256 if mask else "",
+        size=checked.size,
+    )
+
+
+def _is_utf8(name: str) -> bool:
+    return name.encode("utf-8", "replace").decode() == name
+
+
+def _captions(layout: Layout, caption_lines: bool) -> tuple[Captions, set[str]]:
+    """All captions, and the images in folders that are not trained but for being named in a metadata file of one that is."""
+    captions = Captions()
+    usable = [folder for folder in layout.folders if folder.use != "repeats 0"]
+    names = Names([(folder.label + name, folder.label + name) for folder in layout.folders for name in folder.images])
+    named: set[str] = set()
+    for folder in layout.trained:
+        named |= read_metadata(folder, names, captions)
+    named &= {folder.label + name for folder in usable for name in folder.images}
+    for folder in usable:
+        images = [name for name in folder.images if folder.use == "trained" or folder.label + name in named]
+        strays = read_sidecars(folder, images, captions, caption_lines=caption_lines) if images or folder.use == "trained" else []
+        captions.strays += strays if folder.use == "trained" else []
+    return captions, named
+
+
+def _sources(layout: Layout, named: set[str], repeats: int, problems: list[str]) -> list[_Source]:
+    """The images to train, as often as their folders say times `repeats`."""
+    sources = []
+    for folder in layout.folders:
+        images = [name for name in folder.images if _is_read(name) and (folder.use == "trained" or folder.label + name in named)]
+        times = folder.repeats * repeats
+        # Files on a Linux disk may have names that are no text, which no JSON can hold.
+        odd = [entry for entry in (str(folder.path), *images) if not _is_utf8(entry)]
+        if images and times > MAX_REPEATS:
+            problems.append(f"{shown(folder.label or folder.path.name)} would repeat {times} times: from 1 to {MAX_REPEATS} are possible")
+        elif images and odd:
+            problems += [f"{shown(repr(Path(entry).name))} is not a UTF-8 name: rename it" for entry in odd]
+        else:
+            sources += [_Source(folder, name, times) for name in images]
+    return sources
+
+
+def _is_read(name: str) -> bool:
+    """False: a package is missing that reads images of this name; they are told by the package."""
+    return not how_to_read_name(name)
+
+
+def _checked(sources: list[_Source], problems: list[str]) -> dict[str, Checked]:
+    """What is known of each whole image; adds to `problems` the others."""
+    found = {}
+    for source, checked in zip(sources, check_images([source.path for source in sources]), strict=True):
+        if isinstance(checked, ImageError):
+            problems.append(f"{shown(source.key)} cannot be read ({checked}): replace or remove it")
+        else:
+            found[source.key] = checked
     return found
 
 
-def _check_all(paths: list[Path]) -> list[str | ImageError]:
-    # Pillow's decoders release the GIL, so threads help.
-    def check(path: Path) -> str | ImageError:
+def _masks(
+    masks: MaskSource, sources: list[_Source], checked: Mapping[str, Checked], layout: Layout, problems: list[str]
+) -> tuple[dict[str, Mask], list[str]]:
+    """The masks by their image's key, and notes on those that are not used; adds to `problems` what is wrong with them."""
+    own_folder = isinstance(masks, Path)
+    folders = layout.folders
+    if isinstance(masks, Path):
         try:
-            stat = path.stat()
-            return checked_sha256(str(path), stat.st_mtime_ns, stat.st_size)
+            folders = look(masks, recursive=True).folders
         except OSError as error:
-            return ImageError(error.strerror or str(error))
-        except ImageError as error:
-            return error
-
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(check, paths))
+            problems.append(f"the masks in {shown(masks.name)} cannot be read ({system_reason(error)})")
+            return {}, []
+    available = masks_in(folders) if own_folder else masks_beside(folders) if masks == "beside" else {}
+    found, doubts = find_masks([(source.folder.label, source.name) for source in sources], available, flat=own_folder)
+    problems += doubts.values()
+    if isinstance(masks, Path):
+        problems += [
+            f"{shown(source.key)} has no mask {shown(source.path.stem)}.png in {shown(masks.name)}: add one, white where it is to be trained"
+            for source in sources
+            if source.key in checked and source.key not in found and source.key not in doubts
+        ]
+    notes = mask_notes(folders, set(found.values()), layout.trained, masks)
+    return fitting_masks(found, checked, problems), notes
 
 
 def check_captions(dataset: Dataset) -> None:
     """Refuse pictures without a caption, by name, and say what can be done. Raises DatasetError."""
     missing = dataset.without_caption()
     if missing:
-        names = listed([Path(image.path).name for image in missing])
+        names = listed([shown(Path(image.path).name) for image in missing])
         raise DatasetError(
             f"{dataset.name}: {len(missing)} of {len(dataset.images)} pictures have no caption: {names}. Write a .txt beside each, put a "
             'Caption Dataset node before the training, or set missing_captions to "use the trigger word" on the dataset node.'
