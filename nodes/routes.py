@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from server import PromptServer
 
 from ..trainer.typed import Model
-from .jobs import RUNS
+from .runs import RUNS
 
 
 class _StopBody(Model):
