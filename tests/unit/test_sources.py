@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainer.data.sources import DatasetError, check_captions, has_pictures, scan_folder, signature
+from trainer.data.sources import DatasetError, check_captions, scan_folder, signature
 from trainer.spec import Dataset, DatasetImage
 
 
@@ -85,14 +85,6 @@ def test_the_folder_itself_may_have_a_numbered_name(tmp_path: Path) -> None:
     picture(tmp_path / "7_cat" / "a.png")
     (image,) = scan_folder(tmp_path / "7_cat", "things").images
     assert image.repeats == 7
-
-
-def test_has_pictures(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("a")
-    picture(tmp_path / "sub" / "a.png")
-    assert not has_pictures(tmp_path)
-    picture(tmp_path / "2_sub" / "a.png")
-    assert has_pictures(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,9 @@ def _is_utf8(name: str) -> bool:
     return name.encode("utf-8", "replace").decode() == name
 
 
-def has_pictures(folder: Path) -> bool:
-    """Whether `scan_folder` would find any picture; stops at the first."""
-    return any(_is_picture(name) for place, _, _ in _listing(folder) for name in _files(place))
+def is_counted(name: str) -> bool:
+    """Whether the pictures of a subfolder of this name belong to the dataset: it is named `N_name`."""
+    return _REPEATS.fullmatch(name) is not None
 
 
 def signature(folder: Path) -> str:
