@@ -9,7 +9,7 @@ _NOBODY = 65534
 
 
 @contextmanager
-def anybody() -> Iterator[None]:
+def unprivileged() -> Iterator[None]:
     """Without root's rights while it lasts."""
     if os.geteuid():
         yield

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from unreadable import anybody, open_place
+from unreadable import unprivileged, open_place
 
 from trainer.data.folders import image_folders
 from trainer.data.images import SUFFIXES
@@ -69,7 +69,7 @@ def test_a_link_to_a_folder_above_is_not_followed_round_and_round(root: Path, ca
 def test_a_folder_that_may_not_be_read_hides_nothing_and_is_told_once(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     images(root, "a", "lost+found", "z")
     (root / "lost+found").chmod(0)
-    with anybody():
+    with unprivileged():
         assert [found(root), found(root)] == [["input/a", "input/z"]] * 2
     assert [message for message in caplog.messages if "lost+found" in message] == [
         f"LoRA Loom: {root}/lost+found cannot be read (Permission denied) and is left out of the lists."
@@ -81,7 +81,7 @@ def test_a_folder_that_may_not_be_read_hides_nothing_and_is_told_once(root: Path
 def test_a_folder_whose_contents_cannot_be_looked_at_hides_nothing(root: Path) -> None:
     images(root, "a", "names_only/inner", "z")
     (root / "names_only").chmod(0o644)  # its names may be read, and nothing else
-    with anybody():
+    with unprivileged():
         assert found(root) == ["input/a", "input/z"]
 
 
