@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from ..trainer.folders import readable, say_once
+from ..trainer.folder_memory import readable, say_once
 
 _WAIT_SECONDS = 0.03
 # A list that has been read stands for so many times as long as reading it took, so that a loop that asks on and on hardly ever waits.

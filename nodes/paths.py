@@ -12,9 +12,9 @@ import folder_paths
 
 from ..trainer.adapters.stack import EMBEDDING, HYPERNETWORK
 from ..trainer.checkpoint import saved_steps, step_of
-from ..trainer.data.folders import image_folders, is_inside, leads_out
+from ..trainer.data.image_folders import image_folders, is_inside, leads_out
 from ..trainer.data.images import SUFFIXES
-from ..trainer.folders import Folder, Folders, readable, say_once
+from ..trainer.folder_memory import Contents, FolderMemory, readable, say_once
 from ..trainer.messages import shown, system_reason
 from ..trainer.spec import RUN_ID_PATTERN
 from .listings import Listing, Look
@@ -36,7 +36,7 @@ def _dataset_roots() -> list[tuple[str, Path]]:
 
 
 def dataset_choices() -> list[str]:
-    """Folders with images, as `input/NAME` and `datasets/NAME`."""
+    """FolderMemory with images, as `input/NAME` and `datasets/NAME`."""
     return _DATASETS.names()
 
 
@@ -48,7 +48,7 @@ def _datasets(look: Look) -> Iterator[str]:
     _IMAGE_FOLDERS.forget_unread()
 
 
-def _reader(memory: Folders, look: Look) -> Callable[[str], Folder | None]:
+def _reader(memory: FolderMemory, look: Look) -> Callable[[str], Contents | None]:
     return lambda path: memory.read(path) if look(path) else None
 
 
@@ -137,12 +137,12 @@ def captioner_choices() -> list[str]:
 
 
 def _captioners(look: Look) -> Iterator[str]:
-    read = _reader(Folders(), look)
+    read = _reader(FolderMemory(), look)
     found = [(name, os.path.join(root, name)) for root in folder_paths.get_folder_paths("captioners") for name in _folders_in(read(root))]
     yield from dict.fromkeys(name for name, path in found if look(path) and _holds_model(path))
 
 
-def _folders_in(folder: Folder | None) -> tuple[str, ...]:
+def _folders_in(folder: Contents | None) -> tuple[str, ...]:
     return folder.folders if folder else ()
 
 
@@ -230,5 +230,5 @@ def tokenizer_folder() -> Path:
     return Path(next(iter(comfy.__path__)), "sd1_tokenizer")
 
 
-_IMAGE_FOLDERS, _RUN_FOLDERS = Folders(SUFFIXES), Folders()
+_IMAGE_FOLDERS, _RUN_FOLDERS = FolderMemory(SUFFIXES), FolderMemory()
 _DATASETS, _CAPTIONERS, _STATES = Listing(_datasets), Listing(_captioners), Listing(_states)

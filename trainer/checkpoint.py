@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .adapters.files import sha256_of, write_bytes, write_safetensors
 from .ema import Ema
-from .folders import Folders
+from .folder_memory import FolderMemory
 from .optim import restore, state_tensors
 from .typed import Model
 
@@ -177,7 +177,7 @@ def load_state(
 
 def _folders(run: Path) -> list[Path]:
     """The states of a run, oldest first. What else lies beside them is nobody's state, and stays."""
-    there = Folders().read(str(run / "state"))
+    there = FolderMemory().read(str(run / "state"))
     folders = [run / "state" / name for name in (there.folders if there else ()) if step_of(Path(name)) is not None]
     return sorted(folders, key=lambda folder: (folder.stem, folder.suffix != _ASIDE))
 

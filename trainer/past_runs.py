@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from .adapters.files import write_bytes
 from .events import Event, Failed, Finished, Progress, Started, parse_event
-from .folders import Folders, readable, say_once
+from .folder_memory import FolderMemory, readable, say_once
 from .messages import explain, system_reason
 from .spec import RUN_ID_PATTERN
 from .typed import Model
@@ -95,7 +95,7 @@ class PastRuns:
     """Lists runs. One that has not been written to since it was read is not read again."""
 
     def __init__(self) -> None:
-        self._folders = Folders()
+        self._folders = FolderMemory()
         self._known: dict[Path, tuple[object, Summary | None]] = {}
 
     def newest(self, root: Path, most: int) -> tuple[list[Summary], int]:

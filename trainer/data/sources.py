@@ -43,11 +43,6 @@ def _is_utf8(name: str) -> bool:
     return name.encode("utf-8", "replace").decode() == name
 
 
-def is_counted(name: str) -> bool:
-    """Whether the pictures of a subfolder of this name belong to the dataset: it is named `N_name`."""
-    return _REPEATS.fullmatch(name) is not None
-
-
 def signature(folder: Path) -> str:
     """Hex digest that changes when a picture or a caption does: names, sizes and times, no file is opened."""
     digest = hashlib.sha256()

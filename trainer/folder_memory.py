@@ -32,7 +32,7 @@ def readable(path: str | os.PathLike[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Folder:
+class Contents:
     """What a folder holds."""
 
     identity: tuple[int, int]
@@ -49,13 +49,13 @@ class Folder:
 class _Known:
     """A folder as it was read. `times`: of its last change; `dangling`: links in it that led nowhere."""
 
-    folder: Folder
+    folder: Contents
     times: tuple[int, int]
     settled: bool
     dangling: tuple[str, ...]
 
 
-class Folders:
+class FolderMemory:
     """Reads folders and remembers them, whatever way leads there. `endings`: of the files to look for, in lower case."""
 
     def __init__(self, endings: tuple[str, ...] = ()) -> None:
@@ -63,7 +63,7 @@ class Folders:
         self._known: dict[tuple[int, int], _Known] = {}
         self._used: dict[tuple[int, int], _Known] = {}
 
-    def read(self, path: str) -> Folder | None:
+    def read(self, path: str) -> Contents | None:
         """What is in the folder; None where it is not there or cannot be read."""
         try:
             stat = os.stat(path)
@@ -105,7 +105,7 @@ class Folders:
                     dangling.append(entry.name)
         if odd:
             say_once(f"in {readable(path)} some names cannot be followed and are left out of the lists: {listed(sorted(odd))}.")
-        folder = Folder(identity, has_files, tuple(sorted(folders)), frozenset(links))
+        folder = Contents(identity, has_files, tuple(sorted(folders)), frozenset(links))
         return _Known(folder, times, settled, tuple(dangling[:_MOST_DANGLING]))
 
 

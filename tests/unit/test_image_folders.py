@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from unreadable import unprivileged, open_place
 
-from trainer.data.folders import image_folders
+from trainer.data.image_folders import image_folders
 from trainer.data.images import SUFFIXES
-from trainer.folders import Folders
+from trainer.folder_memory import FolderMemory
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there, and its folders cannot be made unreadable so")
 
@@ -27,20 +27,20 @@ def images(root: Path, *folders: str) -> None:
         (root / name / "a.png").touch()
 
 
-def found(root: Path, memory: Folders | None = None, inside: tuple[Path, ...] = ()) -> list[str]:
-    memory = memory or Folders(SUFFIXES)
+def found(root: Path, memory: FolderMemory | None = None, inside: tuple[Path, ...] = ()) -> list[str]:
+    memory = memory or FolderMemory(SUFFIXES)
     names = list(image_folders("input", str(root), memory.read, [os.path.realpath(place) for place in (root, *inside)]))
     memory.forget_unread()
     return names
 
 
-def test_folders_with_images_are_found_in_order_with_those_of_numbered_subfolders(root: Path) -> None:
-    images(root, "b", "a/one/two/three", "a/one/two/three/too_deep", "numbered/3_cat", ".hidden", "x:y", "back\\slash")
+def test_folders_with_images_in_them_or_below_are_found_in_order(root: Path) -> None:
+    images(root, "b", "a/one/two/three/too_deep", "numbered/3_cat", ".hidden", "x:y", "back\\slash")
     (root / "a" / "one" / "UPPER.JPG").touch()
     (root / "texts").mkdir()
     (root / "texts" / "a.txt").touch()
     (root / "a.png").mkdir()
-    names = ["a/one", "a/one/two/three", "b", "back\\slash", "numbered", "numbered/3_cat", "x:y"]
+    names = ["a", "a/one", "a/one/two", "a/one/two/three", "b", "back\\slash", "numbered", "numbered/3_cat", "x:y"]
     assert found(root) == [f"input/{name}" for name in names]
 
 
@@ -62,7 +62,7 @@ def test_a_link_that_leads_in_a_circle_hides_nothing(root: Path, link: str, capl
 def test_a_link_to_a_folder_above_is_not_followed_round_and_round(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     images(root, "a/b")
     (root / "a" / "b" / "up").symlink_to(root / "a", target_is_directory=True)
-    assert found(root) == ["input/a/b"]
+    assert found(root) == ["input/a", "input/a/b"]
     assert "up leads back to a folder that it lies in" in caplog.text
 
 
@@ -105,20 +105,20 @@ def test_a_link_that_leads_out_is_told_with_the_line_that_registers_its_folder(
 
 
 def test_what_comes_and_goes_is_seen(root: Path) -> None:
-    memory = Folders(SUFFIXES)
+    memory = FolderMemory(SUFFIXES)
     images(root, "a", "b")
     (root / "disk").symlink_to(root / ".not_there_yet")
     assert found(root, memory) == ["input/a", "input/b"]
     (root / "b" / "a.png").unlink()
     images(root, "c/d")
-    assert found(root, memory) == ["input/a", "input/c/d"]
+    assert found(root, memory) == ["input/a", "input/c", "input/c/d"]
     images(root, ".not_there_yet")
     assert "input/disk" in found(root, memory)
 
 
 def test_folders_that_have_not_changed_are_not_read_again(root: Path) -> None:
     images(root, *(f"{name}/{number}" for name in "abc" for number in range(20)))
-    memory = Folders(SUFFIXES)
+    memory = FolderMemory(SUFFIXES)
     read: list[str] = []
     sys.addaudithook(lambda event, arguments: read.append(arguments[0]) if event == "os.scandir" else None)
     time.sleep(3.1)  # until a change in the same tick of the file system's clock can be ruled out
