@@ -5,6 +5,7 @@
 BASE holds input/, output/ and models/. The lists are made without root's rights.
 """
 import asyncio
+import importlib
 import json
 import sys
 import time
@@ -20,7 +21,7 @@ KINDS = ("loras", "checkpoints", "vae", "embeddings", "hypernetworks")
 
 def main(base: Path) -> None:
     args.cpu = True
-    import utils.install_util  # before anything else has a module of that name
+    importlib.import_module("utils.extra_config")  # first, as ComfyUI's main.py has it: another module is called utils too
     import folder_paths
     from server import PromptServer
 

@@ -130,7 +130,7 @@ def test_the_line_that_registers_a_folder_is_yaml_whatever_its_name(tmp_path: Pa
 def test_a_link_in_a_models_folder_that_leads_nowhere_is_named(hostile: Server) -> None:
     graph = {"load": node("LoomLoadAdapter", adapter="gone.safetensors", model_weight=1.0, clip_weight=1.0, blocks="")}
     graph["inspect"] = node("LoomInspectAdapter", adapters=["load", 0])
-    with pytest.raises(Refused, match="gone.safetensors' is a link in ComfyUI's loras folders that leads to no file"):
+    with pytest.raises(Refused, match=r"gone\.safetensors' is a link in ComfyUI's loras folders that leads to no file"):
         hostile.queue(graph)
 
 
