@@ -206,3 +206,11 @@ def test_nobody_loses_the_nodes_to_a_folder_that_may_not_be_read() -> None:
     assert options["LoomCheckpointing.continue_from"] == ["a new start", f"bun-{2:012x} @ 5"]
     assert options["LoomLoadAdapter.adapter"] == ["b.safetensors", "good/a.safetensors"]
     assert options["LoomBaseModel.vae"] == ["from the checkpoint"]
+
+
+def test_a_server_holds_no_more_after_twenty_runs_than_after_the_first(tmp_path: Path) -> None:
+    told = told_in_comfyui("many_runs.py", tmp_path, "20")
+    one_run = told["held"][0]
+    assert max(told["held"][1:]) < 1.5 * one_run
+    assert told["listed"] == [f"bun-{number:012x}" for number in reversed(range(20))]
+    assert told["first_losses"] == 5000
