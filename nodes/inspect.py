@@ -3,7 +3,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
@@ -17,7 +16,7 @@ from ..trainer.adapters.saving import AS_THE_FILE, MetadataError, parse_changes,
 from ..trainer.adapters.stack import EMBEDDING, HYPERNETWORK, Row
 from .choices import choice_problem
 from .made import refuse_own_source, target, target_problem, watched
-from .paths import adapter_file, model_choices
+from .paths import adapter_file, model_choices, model_names
 from .pictures import as_image
 from .sockets import LoomAdapters
 from .stamps import named_stamp, redone, remember, stamp
@@ -171,7 +170,7 @@ def _embedding_content(row: Row, file: Path, naming: Any, dtype: torch.dtype | N
 def _choices() -> list[str]:
     """LoRAs, embeddings and hypernetworks, as the rows of a stack name them."""
     others = ((EMBEDDING, "embeddings"), (HYPERNETWORK, "hypernetworks"))
-    return [*model_choices("loras"), *(f"{prefix}{name}" for prefix, kind in others for name in folder_paths.get_filename_list(kind))]
+    return [*model_choices("loras"), *(f"{prefix}{name}" for prefix, kind in others for name in model_names(kind))]
 
 
 def _the_one(rows: tuple[Row, ...]) -> Row:

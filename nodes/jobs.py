@@ -11,18 +11,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import comfy.model_management
 from pydantic import ValidationError
 from server import PromptServer
 
-from ..trainer.events import Event, ExitCode, Failed, Finished, Progress, Started, Stop, parse_event
-from ..trainer.history import History, history, read_events
+from ..trainer.events import Event, ExitCode, Failed, Progress, Started, parse_event
+from ..trainer.history import history, read_events
 from ..trainer.spec import CaptionSpec, TrainingSpec, run_id
 from .paths import runs_root
+from .runs import Run, announce
 
 PACK = Path(__file__).resolve().parent.parent
 # `python -m trainer` where python does not look into the current folder: that of Windows' portable ComfyUI does not.
@@ -31,60 +31,9 @@ _POLL_SECONDS = 0.1
 _LEAVE_SECONDS = 30.0
 _LOG_LINES = 12
 
-State = Literal["running", "stopping", "finished", "stopped", "failed"]
-
 
 class TrainerFailed(RuntimeError):
     """The trainer process did not end well. The message is its own, with the last lines of its log where they help."""
-
-
-@dataclass
-class Run:
-    """One run of this server: what the routes tell of it."""
-
-    id: str
-    node: str
-    name: str
-    task: str
-    folder: Path
-    history: History
-    state: State = "running"
-    step: int = 0
-    total: int = 0
-    started: float = field(default_factory=time.time)
-    process: "subprocess.Popen[bytes] | None" = None
-
-    def summary(self) -> dict[str, Any]:
-        """The JSON of `GET /lora_loom/runs`."""
-        shown = ("id", "node", "name", "task", "state", "step", "total", "started")
-        return {key: getattr(self, key) for key in shown}
-
-    def stop(self, save: Literal["adapter", "state", "nothing"]) -> None:
-        """Ask the trainer to end after its current step."""
-        self.state = "stopping"
-        if self.process is not None and self.process.stdin is not None:
-            try:
-                self.process.stdin.write(Stop(save=save).model_dump_json().encode() + b"\n")
-                self.process.stdin.flush()
-            except (OSError, ValueError):
-                pass  # It has just left by itself. Windows calls a broken pipe an invalid argument.
-
-
-RUNS: dict[str, Run] = {}
-
-
-def finished_history(folder: Path) -> History | None:
-    """The history of a run that finished here earlier, in this server or one before it; None if it has not."""
-    told = history(read_events(folder / "events.jsonl"))
-    return told if isinstance(told.end, Finished) and not told.end.stopped else None
-
-
-def remember(spec: TrainingSpec | CaptionSpec, node: str, name: str, told: History) -> None:
-    """Let the routes tell of a run that was found finished, so that a page shows it on the node that asked for it."""
-    run = Run(run_id(spec), node, name, spec.task, runs_root() / run_id(spec), told, state="finished")
-    if isinstance(told.end, Finished):
-        run.step = run.total = told.end.step
-    RUNS[run.id] = run
 
 
 def execute(spec: TrainingSpec | CaptionSpec, node: str, name: str, on_event: Callable[[Event], None]) -> Run:
@@ -98,7 +47,7 @@ def execute(spec: TrainingSpec | CaptionSpec, node: str, name: str, on_event: Ca
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
     run = Run(folder.name, node, name, spec.task, folder, history(read_events(folder / "events.jsonl")))
-    RUNS[run.id] = run
+    announce(run)
     with (folder / "log.txt").open("ab") as log:
         run.process = _start(folder, log)
         try:
@@ -188,8 +137,7 @@ def _take(run: Run, event: Event) -> None:
         run.step, run.total = event.step, event.total
     elif isinstance(event, Started):
         run.step, run.total = event.resumed_from, event.total_steps
-    message = {"run": run.id, "node": run.node, "name": run.name, "event": event.model_dump(mode="json")}
-    PromptServer.instance.send_sync("lora_loom.run", message)
+    PromptServer.instance.send_sync("lora_loom.run", run.message(event))
 
 
 def _told(run: Run, code: int) -> str:

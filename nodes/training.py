@@ -23,9 +23,10 @@ from ..trainer.options import Checkpointing, Hardware, Objective, OptimizerOptio
 from ..trainer.spec import Base, Result, TrainingSpec, run_id, steps_of
 from . import stamps
 from .dataset import Datasets
-from .jobs import execute, finished_history, remember
+from .jobs import execute
 from .made import refuse_others, refuse_own_source
 from .paths import cache_folder, run_folder
+from .runs import finished_history, remember
 from .sockets import TrainingResult
 
 # One step's loss says next to nothing, since its timestep decides it: results tell the mean of this many steps at either end.

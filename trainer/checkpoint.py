@@ -5,7 +5,9 @@ holds the sha256 of each file, checked on load, since a flipped bit in a safeten
 
 No random state is stored: order and noise are functions of (seed, step), see `data/order.py`.
 """
+import contextlib
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,11 +20,13 @@ from torch import Tensor
 
 from .adapters.files import sha256_of, write_bytes, write_safetensors
 from .ema import Ema
+from .folder_memory import FolderMemory
 from .optim import restore, state_tensors
 from .typed import Model
 
 _PREFIX = "step-"
 _ASIDE = ".before"
+_STATE = re.compile(rf"{_PREFIX}(\d+)(?:{re.escape(_ASIDE)})?")
 
 
 class StateError(RuntimeError):
@@ -72,7 +76,7 @@ def save_state(
     final = states / f"{_PREFIX}{step:08d}"
     temporary = states / f".{final.name}.tmp"
     for left_by_a_kill in states.glob(f".{_PREFIX}*.tmp"):
-        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+        _remove(left_by_a_kill)
     temporary.mkdir(parents=True)
     tensors, numbers = state_tensors(optimizer)
     files = {"weights.safetensors": parameters, "optimizer.safetensors": tensors}
@@ -98,15 +102,24 @@ def remove_states(run: Path) -> None:
 
 def _put_in_place(temporary: Path, final: Path) -> None:
     """Rename a whole new state, at every moment of which there is a whole one of its step if there was one before."""
-    if not final.is_dir():
+    if not os.path.lexists(final):
         os.replace(temporary, final)
         return
     # A folder cannot be replaced by a rename: the one before steps aside under a name that `latest_state` reads as well.
     aside = final.with_name(final.name + _ASIDE)
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
     os.replace(final, aside)
     os.replace(temporary, final)
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    """Remove a state, or a file that has the name of one; what cannot be removed stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def latest_state(run: Path) -> State | None:
@@ -130,8 +143,13 @@ def state_at(run: Path, step: int) -> State:
 
 def step_of(folder: Path) -> int | None:
     """The step of a state's folder, from its name; None if it is no such folder."""
-    digits = folder.stem.removeprefix(_PREFIX)
-    return int(digits) if folder.name.startswith(_PREFIX) and digits.isdecimal() else None
+    match = _STATE.fullmatch(folder.name)
+    return int(match[1]) if match else None
+
+
+def saved_steps(run: Path) -> set[int]:
+    """The steps that a run has states of, whole or damaged."""
+    return {step for step in map(step_of, _folders(run)) if step is not None}
 
 
 def _state(manifest: _Manifest, folder: Path) -> State:
@@ -158,7 +176,9 @@ def load_state(
 
 
 def _folders(run: Path) -> list[Path]:
-    folders = (run / "state").glob(f"{_PREFIX}[0-9]*")
+    """The states of a run, oldest first. What else lies beside them is nobody's state, and stays."""
+    there = FolderMemory().read(str(run / "state"))
+    folders = [run / "state" / name for name in (there.folders if there else ()) if step_of(Path(name)) is not None]
     return sorted(folders, key=lambda folder: (folder.stem, folder.suffix != _ASIDE))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from .events import Data, Event, Failed, Finished, Progress, Sample, Started, Validation, parse_event
+from .events import Data, Event, Failed, Finished, Phase, Progress, Sample, Started, Validation, parse_event
 
 
 @dataclass
@@ -16,7 +16,7 @@ class History:
     validation: dict[int, float] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
-    """Everything but progress, in order, since the first start."""
+    """Everything but progress, in order, since the first start; of the counts of one phase in a row only the first and the last."""
     progress: Progress | None = None
     data: Data | None = None
     end: Finished | Failed | None = None
@@ -38,6 +38,8 @@ class History:
             self.validation[event.step] = event.loss
         elif isinstance(event, Finished | Failed):
             self.end = event
+        elif isinstance(event, Phase) and _counts_on(self.events[-2:], event):
+            self.events.pop()
         self.events.append(event)
 
     def _go_back_to(self, step: int) -> None:
@@ -55,9 +57,16 @@ class History:
 
     def curve(self, points: int = 1000) -> list[tuple[int, float]]:
         """(step, loss) pairs in order, thinned evenly to at most `points`."""
-        steps = sorted(self.losses)
+        losses = dict(self.losses)  # another thread may be adding to them
+        steps = sorted(losses)
         stride = max(1, -(-len(steps) // points))
-        return [(step, self.losses[step]) for step in steps[::stride]]
+        return [(step, losses[step]) for step in steps[::stride]]
+
+
+def _counts_on(before: list[Event], event: Phase) -> bool:
+    """Whether the two events before are of this phase's count too."""
+    same = [known for known in before if isinstance(known, Phase) and (known.name, known.total) == (event.name, event.total)]
+    return len(same) == 2
 
 
 def read_events(path: Path) -> Iterator[Event]:

@@ -54,7 +54,8 @@ def test_progress_comes_on_the_websocket_and_results_in_the_history(server: Serv
     assert result["adapter"] == "watched.safetensors"
     assert result["seconds_per_step"] > 0
     assert server.file(result["loss_plot"]).is_file()
-    assert server.training("watched")["id"] == result["run"]
+    run = server.training("watched")
+    assert (run["id"], run["node"], run["client"], run["prompt"]) == (result["run"], node, "a-client", prompt)
 
 
 def test_the_captioning_workflow_keeps_the_captions_that_are_there(server: Server) -> None:

@@ -127,6 +127,8 @@ def test_a_later_server_finds_the_training_done_and_tells_pages_of_it(server: Se
     first = server.run(graph)["train"]["lora_loom"][0]
     later = Server(comfyui(), server.base).start("--database-url", f"sqlite:///{tmp_path / 'comfy.db'}")
     try:
+        before = next(run for run in later.get("/lora_loom/runs")["runs"] if run["id"] == first["run"])
+        assert (before["state"], before["node"], before["name"], before["step"], before["total"]) == ("finished", "train", "found", 3, 3)
         assert later.run(graph)["train"]["lora_loom"] == [first]
         told = later.get(f"/lora_loom/runs/{first['run']}")
     finally:

@@ -1,12 +1,11 @@
 """Captioning with a real BLIP of toy size: what it says, where it is written, and what is said when something is wrong."""
-import contextlib
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_blip import COLOURS, SILENT, WORDS, make_tiny_blip
 from transformers import BlipProcessor
+from unreadable import open_place, unprivileged
 
 from trainer.captioning.blip import BlipCaptioner, precision_on, run_captioning, without_prompt
 from trainer.captioning.folder import check_captioner
@@ -225,18 +225,6 @@ def test_images_are_opened_for_captions_as_they_are_for_training(tiny: Path, tmp
     assert [event.caption for event in events if isinstance(event, Caption)] == ["a white picture", "a red picture"]
 
 
-@contextlib.contextmanager
-def unprivileged() -> Iterator[None]:
-    """Root ignores permissions: be nobody for a while."""
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
-
-
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="POSIX permissions")
 def test_a_read_only_folder_is_named_before_the_model_is_loaded(tiny: Path, tmp_path: Path) -> None:
     data = dataset(tmp_path / "locked", red=None)
@@ -245,6 +233,14 @@ def test_a_read_only_folder_is_named_before_the_model_is_loaded(tiny: Path, tmp_
     with unprivileged(), pytest.raises(SpecError, match=r"cannot be written to .*locked \(Permission denied\)"):
         run_captioning(CaptionSpec(captioner=str(tiny), dataset=data), events.append, lambda: False)
     assert events == []
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="POSIX permissions")
+def test_a_captioner_that_may_not_be_read_is_named() -> None:
+    with open_place() as place:
+        (place / "secret").mkdir(mode=0o111)
+        with unprivileged(), pytest.raises(SpecError, match=r"secret cannot be read \(Permission denied\)"):
+            check_captioner(place / "secret")
 
 
 def test_a_missing_folder_is_named(tiny: Path, tmp_path: Path) -> None:

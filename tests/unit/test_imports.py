@@ -47,7 +47,8 @@ def test_nothing_imports_a_top_level_nodes_or_trainer(path: Path) -> None:
 
 def test_nodes_take_from_the_trainer_only_what_is_light() -> None:
     light = {"spec", "options", "typed", "events", "history", "data.sources", "data.captions", "families.detect", "dataset", "checkpoint"}
-    light |= {"grid", "method_table", "templates", "data.framing", "data.images", "data.colors", "messages", "captioning.store"}
+    light |= {"grid", "method_table", "templates", "data.framing", "data.images", "data.image_formats", "data.colors", "messages", "captioning.store"}
+    light |= {"folder_memory", "data.image_folders", "past_runs"}
     taken = {
         module.removeprefix("trainer.")
         for path in sources("nodes")
@@ -60,6 +61,7 @@ def test_nodes_take_from_the_trainer_only_what_is_light() -> None:
 
 def test_light_modules_do_not_load_the_heavy_libraries() -> None:
     light = ["spec", "checkpoint", "data.images", "options", "events", "history", "data.sources", "families.detect", "grid", "job"]
+    light += ["folder_memory", "data.image_folders", "past_runs"]
     light += [f"adapters.{path.stem}" for path in sources("trainer/adapters") if path.stem != "__init__"]
     # In turn in one process: what a module loads is told with the first that loads it.
     code = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainer.data.sources import DatasetError, check_captions, has_pictures, scan_folder, signature
+from trainer.data.sources import DatasetError, check_captions, scan_folder, signature
 from trainer.spec import Dataset, DatasetImage
 
 
@@ -85,20 +85,6 @@ def test_the_folder_itself_may_have_a_numbered_name(tmp_path: Path) -> None:
     picture(tmp_path / "7_cat" / "a.png")
     (image,) = scan_folder(tmp_path / "7_cat", "things").images
     assert image.repeats == 7
-
-
-def test_has_pictures(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("a")
-    (tmp_path / "loop").symlink_to("loop")
-    picture(tmp_path / ".hidden" / "a.png")
-    assert not has_pictures(tmp_path)
-    assert not has_pictures(tmp_path / "nowhere")
-    # It can be trained with `recursive`, or tells what it lacks.
-    picture(tmp_path / "sub" / "deeper" / "a.png")
-    assert has_pictures(tmp_path)
-    (tmp_path / "phone").mkdir()
-    (tmp_path / "phone" / "a.HEIC").write_bytes(b"")
-    assert has_pictures(tmp_path / "phone")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from small import Small
 
-from trainer.checkpoint import StateError, latest_state, load_state, save_state
+from trainer.checkpoint import StateError, latest_state, load_state, save_state, saved_steps
 from trainer.data.order import batch_indices, generator
 from trainer.ema import Ema
 from trainer.events import Event, Failed, Finished, Phase, Progress, Sample, Started, Validation
@@ -160,6 +160,34 @@ def test_a_new_state_is_kept_though_damaged_ones_of_later_steps_lie_there(tmp_pa
     assert latest_state(tmp_path).step == 10
 
 
+@pytest.mark.parametrize("beside", ["step-00000001 copy", "step-00000002.bak", "step-7notes", "step-00000009.txt"])
+def test_what_is_no_state_is_neither_counted_nor_removed(tmp_path: Path, beside: str) -> None:
+    small = Small()
+    (tmp_path / "state" / beside).mkdir(parents=True)
+    for step in (5, 10, 15):
+        small.save(tmp_path, step)
+    assert names(tmp_path) == sorted([beside, "step-00000010", "step-00000015"])
+    assert saved_steps(tmp_path) == {10, 15}
+
+
+@pytest.mark.parametrize("name", ["step-00000005", "step-00000005.before", ".step-00000005.tmp"])
+@pytest.mark.parametrize("kind", ["file", "looping link"])
+def test_a_file_in_the_place_of_a_state_hides_no_other_and_a_new_state_takes_its_place(tmp_path: Path, name: str, kind: str) -> None:
+    small = Small()
+    small.save(tmp_path, 4)
+    stray = tmp_path / "state" / name
+    if kind == "file":
+        stray.write_text("not a state")
+    else:
+        stray.symlink_to(stray.name)
+    assert latest_state(tmp_path).step == 4
+    assert saved_steps(tmp_path) == {4}
+    for _ in range(2):
+        small.save(tmp_path, 5)
+        assert latest_state(tmp_path).step == 5
+    assert names(tmp_path) == ["step-00000004", "step-00000005"]
+
+
 def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
     small = Small()
     small.train(0, 1)
@@ -209,6 +237,13 @@ def test_history_tells_losses_by_step() -> None:
     assert told.validation == {0: 9.0, 6: 8.0}
     assert isinstance(told.end, Failed)
     assert Counter(event.event for event in told.events) == {"started": 1, "validation": 2, "sample": 2, "failed": 1}
+
+
+def test_of_a_phase_that_counts_only_the_first_and_the_last_count_are_kept() -> None:
+    counts = [Phase(name="encoding", done=done, total=1000) for done in range(1001)]
+    after = Phase(name="drawing samples")
+    told = history([started(), *counts, after, *counts[:2]])
+    assert told.events[1:] == [counts[0], counts[-1], after, *counts[:2]]
 
 
 def test_a_resumed_run_drops_what_was_after_the_step() -> None:

@@ -1,8 +1,10 @@
 """Whether a folder holds a BLIP captioning model, told from its files. Light: the standard library only, no torch."""
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from ..messages import system_reason
 from ..typed import SpecError
 
 WEIGHTS = "model.safetensors"
@@ -24,16 +26,20 @@ def check_captioner(folder: Path) -> None:
     Raises:
         SpecError: a file is missing or says something else. Every missing file is named, and where to get it.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise SpecError(f"There is no captioning model folder at {folder}. {WHERE}")
+    try:
+        files = [Path(name) for name in sorted(os.listdir(folder))]
+    except OSError as error:
+        raise SpecError(f"{folder} cannot be read ({system_reason(error)}): make it readable for the user that ComfyUI runs as.") from error
     missing = _missing_files(folder)
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in PICKLES)
+    pickles = [file.name for file in files if file.suffix.lower() in PICKLES]
     if WEIGHTS in missing and pickles:
         raise SpecError(
             f"{folder}: {', '.join(pickles)} is a pickle, which can run code when it is opened; only .safetensors is read. "
             f"Missing: {', '.join(missing)}. {WHERE}"
         )
-    others = sorted(file.name for file in folder.glob("*.safetensors"))
+    others = [file.name for file in files if file.suffix == ".safetensors"]
     if WEIGHTS in missing and others:
         raise SpecError(f"{folder}: the weights must be one file named {WEIGHTS}; found {', '.join(others)}. {WHERE}")
     if missing:
@@ -43,7 +49,7 @@ def check_captioner(folder: Path) -> None:
 
 def _missing_files(folder: Path) -> list[str]:
     def there(name: str) -> bool:
-        return (folder / name).is_file()
+        return os.path.isfile(folder / name)
 
     missing = [name for name in ("config.json", WEIGHTS) if not there(name)]
     if not (there("tokenizer.json") or there("vocab.txt")):

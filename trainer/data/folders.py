@@ -144,14 +144,6 @@ def _identity(path: Path) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
-def has_pictures(folder: Path) -> bool:
-    """Whether `folder` or any folder below it holds an image, even one that could only be read with another package; stops at the first."""
-    try:
-        return any(is_image_name(name) for _, _, files in _walk(folder, []) for name in files)
-    except OSError:
-        return False
-
-
 def file_label(label: str, name: str) -> str:
     """How a message names a file or folder."""
     return shown(label + name)

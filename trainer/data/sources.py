@@ -7,7 +7,7 @@ from pathlib import Path
 from ..dataset import MAX_REPEATS, Dataset, DatasetImage, MissingCaptions
 from ..messages import listed, shown, system_reason
 from .captions import Captions, read_sidecars
-from .folders import Folder, Layout, has_pictures, look
+from .folders import Folder, Layout, look
 from .image_formats import SUFFIXES, how_to_read_name
 from .images import Checked, ImageError, check_images
 from .left_out import layout_notes, mask_notes, remark_notes, stray_notes
@@ -15,7 +15,8 @@ from .masks import Mask, MaskSource, find_masks, fitting_masks, masks_beside, ma
 from .metadata_files import read_metadata
 from .names import Names
 
-__all__ = ["DatasetError", "MaskSource", "check_captions", "has_pictures", "scan_folder", "signature"]
+__all__ = ["DatasetError", "MaskSource", "check_captions", "scan_folder", "signature"]
+
 
 class DatasetError(ValueError):
     """The folder cannot be trained on. The message names every file concerned, or the first of many."""
