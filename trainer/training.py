@@ -20,7 +20,7 @@ from .data.visits import Visits
 from .dataset import Dataset
 from .denoising import Denoising
 from .ema import Ema
-from .events import Checkpoint, Event, Finished, Phase, Sample, Started, Stop, Validation
+from .events import Checkpoint, Event, Finished, Phase, Sample, Started, Stop, Validation, Warned
 from .families import load_family
 from .history import history, read_events
 from .loop import Loop, Position, TrainingError
@@ -82,6 +82,8 @@ class Training:
         self.data = self._prepare()
         self._emit(Phase(name="loading UNet"))
         self.models = assemble(spec, self.method, self.family, self.accelerator, self.formats.weights, self.data.texts)
+        for warning in self.method.warnings if not resumed_from else ():
+            self._emit(Warned(message=warning))
         self.ema = self._average()
         position = Position()
         if self.state:
