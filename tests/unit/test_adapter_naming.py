@@ -1,5 +1,4 @@
 """Whatever scheme a file's names follow, its layers get the same keys; and what is saved under another scheme loads in the program it is for."""
-import json
 from collections.abc import Callable
 from pathlib import Path
 

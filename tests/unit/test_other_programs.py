@@ -125,7 +125,9 @@ class Layers(nn.Module):
 CONFIGS: dict[str, Any] = {
     "LoRA": peft.LoraConfig(r=4, lora_alpha=16, target_modules=["to_q", "proj_in"]),
     "rsLoRA": peft.LoraConfig(r=4, lora_alpha=16, use_rslora=True, target_modules=["to_q"]),
-    "patterns": peft.LoraConfig(r=4, lora_alpha=16, target_modules=["to_q", "to_k"], alpha_pattern={"to_k": 3, "attn1.*to_q": 5}, rank_pattern={"to_k": 2}),
+    "patterns": peft.LoraConfig(
+        r=4, lora_alpha=16, target_modules=["to_q", "to_k"], alpha_pattern={"to_k": 3, "attn1.*to_q": 5}, rank_pattern={"to_k": 2}
+    ),
     "LoHa": peft.LoHaConfig(r=4, alpha=16, target_modules=["to_q"]),
     "LoKr": peft.LoKrConfig(r=4, alpha=16, target_modules=["to_q"], decompose_factor=4),
     "LoKr of whole factors": peft.LoKrConfig(r=64, alpha=16, target_modules=["to_q"], decompose_factor=4),
@@ -139,7 +141,8 @@ def test_the_alpha_that_peft_saves_beside_its_file_counts(config: Any, tmp_path:
     model.save_pretrained(tmp_path)
     adapter = read_adapter(tmp_path / "adapter_model.safetensors")
     assert adapter.not_understood == () and adapter.alpha_from == "adapter_config.json beside it"
-    wanted = {name: module.get_delta_weight("default") for name, module in model.base_model.model.named_modules() if hasattr(module, "get_delta_weight")}
+    modules = model.base_model.model.named_modules()
+    wanted = {name: module.get_delta_weight("default") for name, module in modules if hasattr(module, "get_delta_weight")}
     assert len(wanted) > 1 and len(wanted) == len(adapter.layers)
     for name, change in wanted.items():
         layer = adapter.layers["lora_unet_" + name.replace(".", "_")]
@@ -210,7 +213,7 @@ UNREAD: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "XLabs, single": ({f"single_blocks.0.processor.proj_lora.{way}.weight": (16, 3072) for way in ("down", "up")}, "XLabs LoRA for FLUX"),
     "LLLite": ({"lllite_unet_input_blocks_4_1_attn1_to_q.down.0.weight": (16, 640)}, "ControlNet-LLLite"),
     "AnimateDiff": (
-        {f"down_blocks.0.motion_modules.0.transformer_blocks.0.attention_blocks.0.processor.to_q_lora.{way}.weight": (4, 4) for way in ("down", "up")},
+        {f"down_blocks.0.motion_modules.0.attention_blocks.0.processor.to_q_lora.{way}.weight": (4, 4) for way in ("down", "up")},
         "motion LoRA of AnimateDiff",
     ),
     "GLoRA with a core": (

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..messages import shown
 from .embedding import Embedding, embedding_tensors
 from .layers import NOT_FACTORS, Layer
 from .made_metadata import MADE_BY
@@ -79,7 +80,7 @@ def parse_changes(text: str) -> dict[str, Any]:
         if key in (*HASHES, MADE_BY, *_PEFT_CONFIG):
             raise MetadataError(f"metadata: {key} is written by LoRA Loom itself: leave it out.")
         if not key or not _is_utf8(key) or not _is_utf8(json.dumps(found[key], ensure_ascii=False)):
-            raise MetadataError(f"metadata: {key!r} or its value is not text that a file can hold: use other letters.")
+            raise MetadataError(f"metadata: {shown(repr(key))} or its value is not text that a file can hold: use other letters.")
     return found
 
 

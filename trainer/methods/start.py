@@ -50,15 +50,16 @@ def start_of(layers: Mapping[str, Any], network: Network, path: Path, family: st
         guess = describe_file(path).family
         made_for = f"; by its names it is for {guess}" if guess and guess != family else ""
         raise SpecError(
-            f"start_from: none of the {len(adapter.layers):,} layers of {path.name} is in this network{made_for} (it has {_some(list(adapter.layers))}; "
-            f"the network has {_some(list(layers))}). Choose another adapter, or set targets and the text encoder's training as they were for it."
+            f"start_from: none of the {len(adapter.layers):,} layers of {path.name} is in this network{made_for} (it has "
+            f"{_some(list(adapter.layers))}; the network has {_some(list(layers))}). Choose another adapter, or set targets and the text encoder's "
+            "training as they were for it."
         )
     wrong = [key for key, layer in common.items() if layer.keys() - _BESIDE != _own(layers[key], network).keys()]
     if wrong:
         held = ", ".join(sorted(common[wrong[0]].keys() - _BESIDE))
         raise SpecError(
-            f"start_from: {path.name} is no {network.kind} like this one: {_count(wrong, common)} of its layers are of another kind ({_some(wrong)}; the "
-            f"first holds {held}). Set kind and its settings as they were for it."
+            f"start_from: {path.name} is no {network.kind} like this one: {_count(wrong, common)} of its layers are of another kind ({_some(wrong)}; "
+            f"the first holds {held}). Set kind and its settings as they were for it."
         )
     _check_sizes(common, layers, network, path)
     return Start(common, _warnings(common, layers, adapter, path))
@@ -94,23 +95,23 @@ def _check_sizes(common: Mapping[str, Layer], layers: Mapping[str, Any], network
         )
     if sizes:
         raise SpecError(
-            f"start_from: {path.name} has layers of another size than this network, {_count(sizes, common)} ({shown(next(iter(sizes.values())), 300)}): "
-            "it was made for another model, or with other settings of its kind (lokr_factor). Choose another adapter, or set them as they were for it."
+            f"start_from: {path.name} has layers of another size than this network, {_count(sizes, common)} "
+            f"({shown(next(iter(sizes.values())), 300)}): it was made for another model, or with other settings of its kind (lokr_factor). Choose "
+            "another adapter, or set them as they were for it."
         )
 
 
 def _warnings(common: Mapping[str, Layer], layers: Mapping[str, Any], adapter: Adapter, path: Path) -> tuple[str, ...]:
     missing = [key for key in layers if key not in common]
     foreign = [key for key in adapter.layers if key not in common]
-    biases = [f"{key} (bias)" for key, layer in common.items() if "diff_b" in layer]
+    foreign += [f"{key} (bias)" for key, layer in common.items() if "diff_b" in layer]
     told = []
     if missing:
-        told.append(f"start_from: {_count(missing, layers)} of this network's layers are not in {path.name} and begin as new ones: {_some(missing)}")
-    if foreign or biases:
-        left = [*foreign, *biases]
-        told.append(
-            f"start_from: {len(left):,} layers of {path.name} are not in this network, are not trained and will not be in the new adapter: {_some(left)}"
-        )
+        what = f"{_count(missing, layers)} of this network's layers are not in {path.name} and begin as new ones"
+        told.append(f"start_from: {what}: {_some(missing)}")
+    if foreign:
+        what = f"{len(foreign):,} layers of {path.name} are not in this network, are not trained and will not be in the new adapter"
+        told.append(f"start_from: {what}: {_some(foreign)}")
     if adapter.not_understood:
         unread = list(adapter.not_understood)
         told.append(f"start_from: {len(unread):,} tensors of {path.name} are not understood and not taken over: {_some(unread)}")
