@@ -57,8 +57,8 @@ def check_together(parts: Sequence[Part]) -> None:
             of_first, of_part = (one.adapter.family or "another model" for one in (first, part))
             told = " and ".join(", ".join(map(str, sorted(of))) for of in (before, found))
             raise MatchError(
-                f"{first.row.name} was made for {of_first} and {part.row.name} for {of_part}: their layers read texts of {told} numbers, and adapters "
-                "of two families do not fit together. Turn one of the rows off."
+                f"{first.row.name} was made for {of_first} and {part.row.name} for {of_part}: their layers read texts of {told} numbers, and "
+                "adapters of two families do not fit together. Turn one of the rows off."
             )
 
 
@@ -109,8 +109,8 @@ def base_weights(parts: Sequence[Part], model: Any, clip: Any) -> Callable[[str]
                 needed = needs_base(layer)
             if needed and (clip if text else model) is None:
                 raise MatchError(
-                    f"{part.row.name} changes weights by amounts that depend on them ({part.adapter.kind}, {shown(key)}): connect the base model that "
-                    f"it was made for to the input {'clip' if text else 'model'}."
+                    f"{part.row.name} changes weights by amounts that depend on them ({part.adapter.kind}, {shown(key)}): connect the base model "
+                    f"that it was made for to the input {'clip' if text else 'model'}."
                 )
     if model is None:
         return lambda key: None

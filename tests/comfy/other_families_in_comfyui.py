@@ -83,7 +83,7 @@ FOR_ANOTHER = {"Flux's on Flux2": ("Flux", "Flux2"), "Flux's on Chroma": ("Flux"
 
 
 def pair(name: str, out: int, inputs: int) -> dict[str, torch.Tensor]:
-    return {f"{name}.lora_up.weight": torch.zeros(out, 1, dtype=torch.float16), f"{name}.lora_down.weight": torch.zeros(1, inputs, dtype=torch.float16)}
+    return {f"{name}.lora_up.weight": torch.zeros(out, 1).half(), f"{name}.lora_down.weight": torch.zeros(1, inputs).half()}
 
 
 def main(folder: Path) -> None:

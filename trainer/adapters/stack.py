@@ -100,10 +100,10 @@ def from_lora_stack(stack: Any) -> tuple[Row, ...]:
     Raises StackError if it is not a list of (name, model strength, clip strength).
     """
     if not isinstance(stack, list | tuple):
-        raise StackError(f"{_NO_STACK}: it is a {type(stack).__name__}. Connect another pack's lora_stack.")
+        raise StackError(f"{_NO_STACK}: it is of the type {type(stack).__name__}. Connect another pack's lora_stack.")
     for number, entry in enumerate(stack, 1):
         if not isinstance(entry, list | tuple) or len(entry) != len(_ENTRY):
-            given = repr(entry) if isinstance(entry, str | int | float) else f"a {type(entry).__name__}"
+            given = repr(entry) if isinstance(entry, str | int | float) else f"of the type {type(entry).__name__}"
             raise StackError(f"{_NO_STACK}: entry {number} is {shown(given)}. Mend it in the pack that it comes from.")
     try:
         rows = _ROWS.validate_python([dict(zip(_ENTRY, entry, strict=True)) for entry in stack])
