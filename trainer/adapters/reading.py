@@ -96,11 +96,12 @@ def read_adapter(path: Path, sha256: str | None = None, *, recorded_hash: bool =
                 # LoKr of two whole factors has no use for alpha, and some programs write 1e10 there.
                 whole = "lokr_w1" in names and "lokr_w2" in names
                 layer = {suffix: read(name, used=not (whole and suffix == "alpha")) for suffix, name in names.items()}
-                layers[key] = _as_kohya_shapes(layer, names)
+                layer = _as_kohya_shapes(layer, names)
                 origin = contents.origins.get(key)
                 if scale and origin and "alpha" not in layer:
-                    layers[key], has_alpha = _as_peft_scales(layers[key], names, origin, scale)
+                    layer, has_alpha = _as_peft_scales(layer, names, origin, scale)
                     scaled |= has_alpha
+                layers[key] = layer
             for name, (embedding, encoder) in contents.bundled.items():
                 embeddings.setdefault(embedding, {})[encoder] = read(name)
     except (SafetensorError, OSError) as error:
