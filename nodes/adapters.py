@@ -10,9 +10,10 @@ from ..trainer.adapters.files import FileError, read_header
 from ..trainer.adapters.kinds import AdapterFacts
 from ..trainer.adapters.reading import describe_file
 from ..trainer.adapters.stack import EMBEDDING, Row, StackError, embedding_words, from_lora_stack, parse_rows, to_lora_stack, trigger_words
-from ..trainer.messages import explain
+from ..trainer.adapters.words import counted
+from ..trainer.messages import explain, shown
 from .paths import PathError, adapter_file, model_choices
-from .rows import NOT_WHOLE, is_lora, row_files
+from .rows import NOT_WHOLE, completed, is_lora, row_files
 from .sockets import LoomAdapters, LoraStack
 from .stamps import named_stamp, redone, remember, stamp
 
@@ -72,6 +73,7 @@ class LoomAdapterStack(io.ComfyNode):
     def execute(cls, rows: str, adapters: tuple[Row, ...] = (), lora_stack: Any = None) -> io.NodeOutput:
         stack = (*from_lora_stack(lora_stack or ()), *(adapters or ()), *parse_rows(rows))
         _check(stack)
+        stack = completed(stack)
         files = [file for file in row_files(stack) if file]
         remember("LoomAdapterStack", str(cls.hidden.unique_id), lambda: [stamp(file) for file in files])
         return io.NodeOutput(stack, to_lora_stack(stack), ", ".join(_words(stack)))
@@ -128,6 +130,7 @@ class LoomLoadAdapter(io.ComfyNode):
     ) -> io.NodeOutput:
         stack = (*(adapters or ()), Row(name=adapter, model=model_weight, clip=clip_weight, blocks=blocks.strip()))
         _check(stack)
+        stack = completed(stack)
         file = adapter_file(adapter)
         remember("LoomLoadAdapter", str(cls.hidden.unique_id), lambda: stamp(file))
         report = _told(adapter, describe_file(file))
@@ -141,7 +144,7 @@ def _check(rows: tuple[Row, ...]) -> None:
             if file is not None:
                 _check_row(row, file)
         except StackError as error:
-            raise StackError(f"row {number} ({row.name}): {error}") from error
+            raise StackError(f"row {number} ({shown(row.name)}): {error}") from error
 
 
 def _check_row(row: Row, file: Path) -> None:
@@ -150,9 +153,11 @@ def _check_row(row: Row, file: Path) -> None:
         raise StackError("ComfyUI ends the name of an embedding at the first space, so no prompt can name it: rename the file without spaces.")
     if not row.blocks:
         return
-    family = describe_file(file).family if is_lora(row) else None
-    if family is None:
+    if not is_lora(row):
         raise StackError("it has no blocks that could be weighted: leave blocks empty.")
+    family = describe_file(file).family
+    if family is None:
+        return  # the model tells it, when the row is applied
     try:
         parse_block_weights(row.blocks, family)
     except BlockError as error:
@@ -172,6 +177,8 @@ def _told(name: str, facts: AdapterFacts) -> str:
         vectors = [f"{facts.vectors} vectors"] if facts.vectors else []
         second = [*vectors, f"widths {', '.join(map(str, facts.widths))}"]
         second += [] if facts.whole_in_comfyui else [f"it {NOT_WHOLE}"]
+    if facts.not_understood:
+        second.append(f"not understood, and not applied: {counted(facts.not_understood, 'tensor')} ({', '.join(facts.not_understood_names)})")
     return f"{name}: {', '.join(first)}\n{', '.join(second)}"
 
 

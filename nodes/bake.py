@@ -13,9 +13,10 @@ from ..trainer.adapters.saving import AS_THE_FILE
 from ..trainer.adapters.stack import Row
 from ..trainer.families.detect import UNET, Checkpoint, describe_checkpoint
 from .choices import choice_problem
+from .kept import Kept
 from .made import refuse_own_source, sources_of, target, target_problem, watched
-from .matching import Weights, names
-from .parts import Part, blocks_of, common_family, merge_weight, not_carried, parts_of
+from .matching import Weights, some
+from .parts import Part, blocks_of, check_together, merge_weight, not_carried, parts_of
 from .paths import model_choices, model_file
 from .sockets import LoomAdapters
 from .stamps import named_stamp, redone, remember, stamp
@@ -70,10 +71,11 @@ class LoomBakeCheckpoint(io.ComfyNode):
     def execute(cls, checkpoint: str, adapters: tuple[Row, ...], name: str, dtype: str) -> io.NodeOutput:
         source, output = model_file("checkpoints", checkpoint), target("checkpoints", name, "LoomBakeCheckpoint")
         refuse_own_source(output, [source])
+        Kept.drop_others(cls.hidden)
         described = describe_checkpoint(source)
         places = checkpoint_layers(described, checkpoint)
-        parts = parts_of(adapters, str(cls.hidden.unique_id))
-        common_family(parts)
+        parts = parts_of(adapters, str(cls.hidden.unique_id), described.family)
+        check_together(parts)
         layers, missing = _layers(parts, described, {key: place.shape for key, place in places.items() if place.adaptable})
         files = [{"name": checkpoint, "size": source.stat().st_size, "header_sha256": described.header.sha256}, *sources_of(parts)]
         step = watched(cls.hidden.unique_id, len(described.header.tensors))
@@ -95,12 +97,12 @@ def _layers(parts: list[Part], described: Checkpoint, shapes: dict[str, tuple[in
     # Sums are made in an order that is not that of the stack, so that its order changes no bit.
     for part in sorted(parts, key=lambda part: (part.row.name, part.row.model_dump_json())):
         match = there.match(part.row.name, part.adapter)
-        strength, block = merge_weight(part), blocks_of(part.adapter.family)
+        strength, block = merge_weight(part), blocks_of(part.family)
         for key, layer in (match.model | match.clip).values():
             if weight := weight_of(strength, key, block(key)):
                 found.setdefault(key, []).append((weight, layer))
         told = f"{part.row.name}: model {part.row.model:g}, text encoder {part.row.clip:g}, {match.count} of {len(part.adapter.layers)} layers"
-        lines.append(told + (f"; not in this checkpoint: {', '.join(names(match.missing))}" if match.missing else ""))
+        lines.append(told + match.left_out("checkpoint", 3))
     return found, lines
 
 
@@ -109,5 +111,5 @@ def _told(baked: Baked, checkpoint: str, name: str) -> list[str]:
     if baked.changed:
         lines.append(f"rounding to the file's number format took {baked.lost * 100:.3g} % of the change")
     if baked.unused:
-        lines.append(f"the checkpoint has no place for {', '.join(names(list(baked.unused)))}")
+        lines.append(f"the checkpoint has no place for {some(baked.unused)}")
     return lines

@@ -16,6 +16,7 @@ from ..trainer.spec import step_output, steps_of
 from .apply import apply_rows, scaled
 from .choices import choice_problem
 from .drawing import Sampling, decoded, encoded, latent, save_grid
+from .kept import Kept
 from .paths import adapter_file
 from .pictures import as_image, as_picture
 from .rows import load
@@ -115,6 +116,7 @@ class LoomCompare(io.ComfyNode):
         weights: str,
         **settings: Any,
     ) -> io.NodeOutput:
+        Kept.drop_others(cls.hidden)
         sampling = Sampling(**settings)
         prompts = [line.strip() for line in prompt.splitlines() if line.strip()] or [""]
         factors = parse_weights(weights)

@@ -17,6 +17,7 @@ from ..trainer.method_table import MethodRow, method_table
 from .apply import apply_rows
 from .choices import choice_problem
 from .drawing import Sampling, decoded, encoded, latent, save_grid
+from .kept import Kept
 from .pictures import as_image, as_picture
 from .rows import row_files
 from .sockets import LoomAdapters, LoomResult, TrainingResult
@@ -113,6 +114,7 @@ class LoomCompareMethods(io.ComfyNode):
         hypernetwork: tuple[Row, ...] = (),
         **settings: Any,
     ) -> io.NodeOutput:
+        Kept.drop_others(cls.hidden)
         sampling = Sampling(**settings)
         slots = {"lora": lora, "dreambooth": dreambooth, "textual_inversion": textual_inversion, "fine_tune": fine_tune}
         results = {slot: result for slot, result in slots.items() if result is not None}

@@ -14,8 +14,10 @@ from ..trainer.adapters.reading import read_adapter
 from ..trainer.adapters.report import inspect_file
 from ..trainer.adapters.saving import AS_THE_FILE, MetadataError, parse_changes, saved_embedding, saved_metadata, saved_tensors
 from ..trainer.adapters.stack import EMBEDDING, HYPERNETWORK, Row
+from ..trainer.messages import shown
 from .choices import choice_problem
 from .made import refuse_own_source, target, target_problem, watched
+from .matching import some
 from .paths import adapter_file, model_choices, model_names
 from .pictures import as_image
 from .sockets import LoomAdapters
@@ -66,8 +68,8 @@ class LoomInspectAdapter(io.ComfyNode):
         found = inspect_file(file, watched(cls.hidden.unique_id, 1))
         remember("LoomInspectAdapter", str(cls.hidden.unique_id), lambda: stamp(file))
         picture = as_image(draw_norms(found.norms, f"{name}: {found.measured}"))
-        shown = ui.PreviewImage(picture, cls=cls).as_dict()
-        return io.NodeOutput(found.text, picture, found.kind, found.family or "", ui={"text": [found.text], "images": shown["images"]})
+        preview = ui.PreviewImage(picture, cls=cls).as_dict()
+        return io.NodeOutput(found.text, picture, found.kind, found.family or "", ui={"text": [found.text], "images": preview["images"]})
 
 
 class LoomSaveAdapter(io.ComfyNode):
@@ -149,12 +151,11 @@ class _Content(NamedTuple):
 def _lora_content(row: Row, file: Path, naming: Any, dtype: torch.dtype | None) -> _Content:
     adapter = read_adapter(file)
     if adapter.embeddings:
-        inside = ", ".join(adapter.embeddings)[:200]
+        inside = some(list(adapter.embeddings))
         raise ValueError(f"{row.name} has embeddings inside it ({inside}), for which no other scheme has names: it stays as it is.")
     told = f"{len(adapter.layers)} layers, {naming} names"
     if adapter.not_understood:
-        first = adapter.not_understood[0][:100]
-        told += f"\nleft out, since they are not understood: {len(adapter.not_understood)} tensors, the first is {first}"
+        told += f"\nleft out, since they are not understood: {len(adapter.not_understood)} tensors, the first is {shown(adapter.not_understood[0])}"
     return _Content(saved_tensors(adapter.layers, naming, dtype), adapter.metadata, told)
 
 

@@ -12,8 +12,10 @@ from ..trainer.adapters.plain import FORMATS
 from ..trainer.adapters.stack import Row
 from ..trainer.messages import explain
 from .choices import choice_problem
+from .kept import Kept
 from .made import refuse_own_source, save_adapter, sources_of, target, target_problem, watched
-from .parts import base_weights, blocks_of, common_family, merge_weight, not_carried, parts_of
+from .matching import model_family
+from .parts import base_weights, blocks_of, common_family, merge_weight, not_carried, parts_of, weighted_family
 from .sockets import LoomAdapters
 from .stamps import redone
 
@@ -121,6 +123,7 @@ class LoomMergeAdapters(io.ComfyNode):
         model: Any = None,
         clip: Any = None,
     ) -> io.NodeOutput:
+        Kept.drop_others(cls.hidden)
         settings = {"rank": rank, "energy": energy, "density": density, "drop_rate": drop_rate, "seed": seed, "dare_variant": dare_variant}
         return _made("LoomMergeAdapters", cls.hidden.unique_id, adapters, name, save_format, merge_options(method, settings), model, clip)
 
@@ -185,6 +188,7 @@ class LoomResizeAdapter(io.ComfyNode):
         model: Any = None,
         clip: Any = None,
     ) -> io.NodeOutput:
+        Kept.drop_others(cls.hidden)
         on = sum(row.on for row in adapters)
         if on != 1:
             raise ValueError(f"one adapter is resized at a time, and {on} rows of the stack are on. To make one of several, use Merge Adapters.")
@@ -232,7 +236,7 @@ def _made(
     title: str | None = None,
 ) -> io.NodeOutput:
     output = target("loras", name, node)
-    parts = parts_of(rows, str(unique_id))
+    parts = parts_of(rows, str(unique_id), None if model is None else model_family(model))
     if not parts:
         raise ValueError("no row of the stack is on: there is nothing to make an adapter of.")
     refuse_own_source(output, [part.file for part in parts])
@@ -242,7 +246,7 @@ def _made(
         [part.adapter.layers for part in parts],
         [merge_weight(part) for part in parts],
         options,
-        block_of=blocks_of(family),
+        block_of=blocks_of(weighted_family(parts) or family),
         base_of=base_weights(parts, model, clip),
         dtype=FORMATS[save_format],
         progress=watched(unique_id, layers),

@@ -293,7 +293,7 @@ class LoomNetwork(io.ComfyNode):
                     options=[_NOTHING, *model_choices("loras")],
                     default=_NOTHING,
                     optional=True,
-                    tooltip="An adapter whose weights are the first ones; of the same kind, layers and ranks.",
+                    tooltip="An adapter whose weights are the first ones; of the same kind and ranks.",
                 ),
                 LoomOptions.Input("options", optional=True, tooltip="Other options nodes, chained."),
             ],

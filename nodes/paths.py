@@ -118,17 +118,26 @@ def model_file(kind: str, name: str) -> Path:
 
 def adapter_file(name: str) -> Path:
     """The file that a row of a stack names: in models/loras, or with a prefix in models/embeddings or models/hypernetworks. Raises PathError."""
-    for prefix, kind in ((EMBEDDING, "embeddings"), (HYPERNETWORK, "hypernetworks")):
-        if name.startswith(prefix):
-            return _listed(kind, name.removeprefix(prefix))
-    return _listed("loras", name)
+    prefix, kind = _adapter_kind(name)
+    return model_file(kind, _whole(kind, name.removeprefix(prefix)))
 
 
-def _listed(kind: str, name: str) -> Path:
-    """A file by its name, which prompts and other packs may write without its ending."""
+def adapter_name(name: str) -> str:
+    """The whole name of what a row names, as ComfyUI lists it, with the row's prefix: prompts and other packs leave out the ending."""
+    prefix, kind = _adapter_kind(name)
+    return prefix + _whole(kind, name.removeprefix(prefix))
+
+
+def _adapter_kind(name: str) -> tuple[str, str]:
+    """The prefix of a row's name, and the kind of ComfyUI's model folders that it stands for."""
+    known = ((EMBEDDING, "embeddings"), (HYPERNETWORK, "hypernetworks"))
+    return next((one for one in known if name.startswith(one[0])), ("", "loras"))
+
+
+def _whole(kind: str, name: str) -> str:
+    """The listed name that is `name` with an ending, or `name` itself."""
     listed = model_names(kind)
-    full = name if name in listed else next((known for known in listed if known.rpartition(".")[0] == name), name)
-    return model_file(kind, full)
+    return name if name in listed else next((known for known in listed if known.rpartition(".")[0] == name), name)
 
 
 def captioner_choices() -> list[str]:

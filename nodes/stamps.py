@@ -14,6 +14,7 @@ Stamp = tuple[int, int] | None
 
 # By node and name: how often its files have turned out to be others, and what they are to be compared with. See `redone`.
 _REDO: Counter[tuple[str, str]] = Counter()
+_MOST = 1000  # a graph has hundreds of nodes at most, and a server sees any number of graphs
 _LEFT: dict[tuple[str, str], tuple[Callable[[], object], object]] = {}
 
 
@@ -36,7 +37,10 @@ def named_stamp(find: Callable[[str], Path], name: Any) -> Stamp:
 
 def remember(node: str, name: str, state: Callable[[], object]) -> None:
     """What `redone` compares with: what `state` gives now and will give then. `name`: of a file that `node` made, or the node's id."""
+    _LEFT.pop((node, name), None)
     _LEFT[node, name] = (state, state())
+    for old in list(_LEFT)[:-_MOST]:
+        del _LEFT[old]
 
 
 def redone(node: str, name: str | None) -> int:

@@ -45,8 +45,8 @@ class NetworkOptions(Model):
     near the square root. `targets`: a preset, or `pattern`, a regular expression that a module's whole diffusers name has to match. `conv_rank`
     above 0 adds the 3x3 convolutions to every preset, and is the rank of those that a pattern matches; at 0 they are adapted, with the common
     rank, only by "transformer+conv" or a pattern. `block_ranks`: (prefix of a module's name up to a dot, rank); rank 0 leaves the block out;
-    the longest prefix counts. Ranks other than the common one keep alpha / rank. `start_from`: an adapter of the same kind, layers and ranks
-    whose weights are the first ones.
+    the longest prefix counts. Ranks other than the common one keep alpha / rank. `start_from`: an adapter of the same kind and ranks whose
+    weights are the first ones.
     """
 
     kind: NetworkKind = "lora"

@@ -85,6 +85,8 @@ class Training:
         self.data = self._prepare()
         self._emit(Phase(name="loading UNet"))
         self.models = assemble(spec, self.method, self.family, self.accelerator, self.formats.weights, self.data.texts)
+        for warning in self.method.warnings if not resumed_from else ():
+            self._emit(Warned(message=warning))
         self.ema = self._average()
         position = Position()
         if self.state:

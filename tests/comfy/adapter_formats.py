@@ -80,7 +80,7 @@ def main(folder: Path) -> None:
     adapters = {path.stem: read_adapter(path).layers for path in loras.glob("*.safetensors")}
 
     class Node(LoomApplyAdapters):
-        hidden = type("Hidden", (), {"unique_id": "test"})
+        hidden = type("Hidden", (), {"unique_id": "test", "prompt": None})
 
     def applied(patcher: Any, case: str, mode: str) -> Any:
         rows = [Row(name=f"{adapter}.safetensors", model=weight, clip=weight) for adapter, weight in CASES[case]]

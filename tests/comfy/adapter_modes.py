@@ -161,7 +161,7 @@ def main(name: str, folder: Path) -> None:
     targets = Weights.of(model.patcher, None).model_targets
 
     class Node(LoomApplyAdapters):
-        hidden = type("Hidden", (), {"unique_id": "test"})
+        hidden = type("Hidden", (), {"unique_id": "test", "prompt": None})
 
     def applied(rows: list[Row], mode: str, strength: float = 1.0, to: Any = None, clip: Any = None) -> Any:
         return Node.execute(to or model.patcher, tuple(rows), mode, strength, clip).args

@@ -153,6 +153,23 @@ def test_an_embedding_that_comfyui_reads_a_part_of_is_told_and_saved_so_that_it_
     assert "has a space" in server.fail({**load, "save": node("LoomSaveAdapter", **{**save, "name": "my emb"})})
 
 
+def test_names_without_their_ending_are_completed_for_other_packs_and_rows_without_a_name_are_skipped(server: Server) -> None:
+    rows = [row("one", 0.5), row(""), {"on": True, "lora": "None", "strength": 1.0}, row("embedding:flat"), {**row("gone"), "on": False}]
+    graph = applied(rows, "merged", "completed", lora_stack=["load_stack", 1])
+    graph["load_stack"] = node("LoomAdapterStack", rows=json.dumps([row("two", 0.25, 0.25)]))
+    graph["told"] = node("PreviewAny", source=["stack", 1])
+    told = server.run(graph)
+    assert json.loads(told["told"]["text"][0]) == [["two.safetensors", 0.25, 0.25], ["one.safetensors", 0.5, 1.0]]
+    lines = told["report"]["text"][0].splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["two.safetensors", "one.safetensors", "embedding", "gone"]
+    # ComfyUI's own loader stands for other packs: it knows a file by its whole name alone.
+    name = json.loads(told["told"]["text"][0])[1][0]
+    chain = {"checkpoint": node("CheckpointLoaderSimple", ckpt_name="mini_base.safetensors")}
+    chain["lora"] = node("LoraLoaderModelOnly", model=["checkpoint", 0], lora_name=name, strength_model=1.0)
+    chain["apply"] = node("LoomApplyAdapters", model=["lora", 0], adapters=["stack", 0], mode="merged", strength=0.0)
+    server.run({**chain, "stack": graph["load_stack"], "shown": node("PreviewAny", source=["apply", 2])})
+
+
 def test_a_file_that_is_replaced_under_a_row_that_comes_by_a_link_is_read_anew(server: Server) -> None:
     swapped = server.base / "models" / "loras" / "swapped.safetensors"
     graph = applied([], "merged", "linked")

@@ -345,7 +345,7 @@ def test_what_makes_no_sense_is_refused_when_it_is_queued(server: Server, loras:
         (
             [{"name": "part_xl.safetensors"}],
             node("LoomBakeCheckpoint", checkpoint=BASE, adapters=["stack", 0], name="x", dtype="fp16"),
-            "was made for SDXL and the model is SD 1.x",
+            "it looks like an adapter for SDXL, and the model is SD 1.x",
         ),
     ],
 )

@@ -114,6 +114,11 @@ FAMILIES: dict[str, tuple[dict[str, Shape], dict[str, str], str | None]] = {
     "SD3 by diffusers": (pair("transformer.transformer_blocks.0.attn.to_q", 1536, 1536), {}, "SD3"),
     "Hunyuan Video": (pair("diffusion_model.double_blocks.19.img_attn.qkv", 9216, 3072), {}, "Hunyuan Video"),
     "Qwen Image": (pair("transformer.transformer_blocks.0.img_mlp.net.2", 3072, 3072), {}, "Qwen Image"),
+    "FLUX.2": (pair("diffusion_model.double_blocks.0.img_attn.qkv", 18_432, 6144), {}, "FLUX.2"),
+    "FLUX.2 with as many blocks as Hunyuan Video": (pair("diffusion_model.single_blocks.47.linear2", 6144, 6144), {}, "FLUX.2"),
+    "Hunyuan Image": (pair("diffusion_model.double_blocks.19.img_attn.qkv", 10_752, 3584), {}, "Hunyuan Image"),
+    "Cosmos": (pair("diffusion_model.blocks.0.cross_attn.k_proj", 2048, 1024), {}, "Cosmos"),
+    "PixArt, which nothing tells": (pair("diffusion_model.blocks.0.cross_attn.q_linear", 1152, 1152), {}, None),
     "Wan": (pair("diffusion_model.blocks.0.cross_attn.k", 1536, 1536), {}, "Wan"),
 }
 

@@ -1,5 +1,4 @@
 """Whatever scheme a file's names follow, its layers get the same keys; and what is saved under another scheme loads in the program it is for."""
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -332,10 +331,6 @@ def test_pefts_alpha_comes_from_the_configuration_in_the_file(options: dict[str,
     unet = peft_unet(**options)
     unet.save_lora_adapter(tmp_path, safe_serialization=True)
     path = tmp_path / "pytorch_lora_weights.safetensors"
-    if ".*" in json.dumps(options):
-        with pytest.raises(FileError, match=r"pytorch_lora_weights.*mid_block\.\*to_q in alpha_pattern"):
-            read_adapter(path)
-        return
     adapter = read_adapter(path)
     for name, delta in deltas(unet).items():
         layer = adapter.layers["lora_unet_" + name.replace(".", "_")]

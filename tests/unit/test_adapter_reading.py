@@ -107,10 +107,10 @@ def test_quantised_factors_are_refused_and_whole_alphas_are_not(tmp_path: Path) 
 def test_every_flipped_bit_is_found_where_a_hash_is_known(tmp_path: Path) -> None:
     tensors = small(1)
     made = tmp_path / "made.safetensors"
-    # Three ways to know: kohya's hash, ours (a training's, another node's), and one from elsewhere.
+    # Two ways to know: our own hash (a training's, another node's), and one from elsewhere.
     digest = tensors_sha256(tensors)
     ours = [{"modelspec.hash_sha256": "0x" + digest, key: "{}"} for key in ("lora_loom.spec", "lora_loom.made_by")]
-    for metadata in ({"sshs_model_hash": digest}, *ours, {}):
+    for metadata in (*ours, {}):
         save_file(tensors, made, metadata)
         whole, known = made.read_bytes(), None if metadata else sha256_of(made)
         read_adapter(made, known)
@@ -124,12 +124,6 @@ def test_every_flipped_bit_is_found_where_a_hash_is_known(tmp_path: Path) -> Non
                 read_adapter(path, known)
             if metadata:
                 assert KEY in read_adapter(path, recorded_hash=False).layers
-
-
-def test_a_hash_whose_meaning_is_not_sure_is_not_looked_at(tmp_path: Path) -> None:
-    # OneTrainer's is over the tensors in another order.
-    save_file(small(), tmp_path / "a.safetensors", {"modelspec.hash_sha256": "0x" + "0" * 64, "sshs_legacy_hash": "12345678"})
-    assert KEY in read_adapter(tmp_path / "a.safetensors").layers
 
 
 def test_a_sha256_that_is_none_is_told(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from killing import KILLED
 from PIL import Image, ImageDraw
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from workshop import STEPS, Workshop, output, told
 
 from trainer.data.cache import Cache, key_of
@@ -199,11 +199,26 @@ def test_a_training_starts_from_an_adapter(workshop: Workshop, plain: tuple[Path
     assert story.validation[0] == pytest.approx(plain[1].validation[STEPS], rel=1e-4)
     assert story.validation[0] != pytest.approx(plain[1].validation[0], rel=1e-3)
     for network, word in (
-        ({"rank": 4, "alpha": 2.0}, "set rank"),
-        ({"rank": 2, "alpha": 2.0, "targets": "attention"}, "other layers"),
+        ({"rank": 4, "alpha": 2.0}, "2 in the file and 4 here"),
         ({"rank": 2, "alpha": 2.0, "kind": "loha"}, "is no loha like this one"),
     ):
         assert word in workshop.refused(f"started {word}", network={**network, "start_from": start})
+
+
+def test_a_training_that_starts_from_other_layers_says_which_are_new_and_a_broken_start_is_refused(
+    workshop: Workshop, plain: tuple[Path, History], tmp_path: Path
+) -> None:
+    start = {"path": str(output(plain[0])), "sha256": "a"}
+    told_more = workshop.train("fewer", steps=1, network={"rank": 2, "alpha": 2.0, "targets": "attention", "start_from": start})[1]
+    (warning,) = [event.message for event in told_more.events if isinstance(event, Warned)]
+    assert "layers of bun.safetensors are not in this network" in warning
+    wider = workshop.train("more layers", steps=1, network={"rank": 2, "alpha": 2.0, "conv_rank": 2, "start_from": start})[1]
+    (warning,) = [event.message for event in wider.events if isinstance(event, Warned)]
+    assert "of this network's layers are not in bun.safetensors and begin as new ones" in warning
+    broken = {name: tensor * float("nan") for name, tensor in load_file(output(plain[0])).items()}
+    save_file(broken, tmp_path / "nan.safetensors")
+    start = {"path": str(tmp_path / "nan.safetensors"), "sha256": "a"}
+    assert "holds NaN" in workshop.refused("broken start", network={"rank": 2, "alpha": 2.0, "start_from": start})
 
 
 def test_more_steps_are_those_of_a_longer_training(workshop: Workshop) -> None:

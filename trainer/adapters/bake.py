@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..messages import shown
 from .checkpoint_layers import BIAS, Place, reading
 from .delta import bias_delta, changes_weight
 from .files import FileError, Header, read_header, replacing
@@ -109,7 +110,8 @@ _TORCH = {name: dtype for dtype, name in _NAMES.items()}
 
 def _format(source: Path, name: str, own: str, dtype: torch.dtype | None, converted: tuple[str, ...]) -> str:
     if own not in FLOATS | WHOLE:
-        raise FileError(f"{source.name}: {name} is stored as {own[:100]}, a number format that LoRA Loom does not read. Use another version of it.")
+        stored = f"{shown(name)} is stored as {shown(own)}"
+        raise FileError(f"{source.name}: {stored}, a number format that LoRA Loom does not read. Use another version of it.")
     return _NAMES[dtype] if dtype is not None and own in FLOATS and name.startswith(converted) else own
 
 

@@ -38,6 +38,11 @@ def block_names(family: str, full: bool = True) -> tuple[str, ...]:
     return (_FULL if full else _SHORT)[family]
 
 
+def has_blocks(family: str | None) -> bool:
+    """Whether blocks of the family can be weighted."""
+    return family in _FULL
+
+
 def block_of(key: str, family: str | None) -> str | None:
     """The block, of the full set, that the layer with this canonical key is in.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..families.detect import UNET, Checkpoint, TextShape
 from ..families.open_clip import pieces
+from ..messages import shown
 from .extract import Pair
 from .files import FileError
 from .ldm import Path as Words
@@ -54,7 +55,7 @@ def checkpoint_layers(checkpoint: Checkpoint, file: str) -> dict[str, Place]:
     """
     scaled = next((name for name in checkpoint.header.tensors if name.endswith(_SCALES)), None)
     if scaled:
-        raise FileError(f"{file} holds weights with scales beside them ({scaled}): a quantised checkpoint. Use one in fp16, bf16 or fp32.")
+        raise FileError(f"{file} holds weights with scales beside them ({shown(scaled)}): a quantised checkpoint. Use one in fp16, bf16 or fp32.")
     found: dict[str, Place] = {}
     encoders = list(zip(checkpoint.texts, _prefixes(checkpoint), strict=True))
     for name, entry in checkpoint.header.tensors.items():
@@ -67,7 +68,7 @@ def checkpoint_layers(checkpoint: Checkpoint, file: str) -> dict[str, Place]:
                 places = _text_places(name, entry.shape, *text)
         for key, place in places:
             if entry.dtype not in FLOATS:
-                raise FileError(f"{file}: {name} holds {entry.dtype} numbers: a quantised checkpoint. Use one in fp16, bf16 or fp32.")
+                raise FileError(f"{file}: {shown(name)} holds {shown(str(entry.dtype))}: a quantised checkpoint. Use one in fp16, bf16 or fp32.")
             found[key] = place
     return found
 
@@ -87,7 +88,7 @@ def reading(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise FileError(f"{path.name} cannot be read: {error}. Download it again.") from error
+        raise FileError(f"{path.name} cannot be read: {shown(str(error))}. Download it again.") from error
 
 
 def _prefixes(checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ from .soundness import check_values, checked_shapes
 
 _BY_WIDTH = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
 _NAMED = frozenset({"clip_l", "clip_g", "clip_h", "t5xxl"})
+ENCODER_WIDTHS = {"SD 1.x": frozenset({768}), "SD 2.x": frozenset({1024}), "SDXL": frozenset({768, 1280})}
+"""How many numbers the vectors of a family's text encoders have."""
 _FAMILIES = {"clip_l": "SD 1.x", "clip_h": "SD 2.x", "clip_g": "SDXL"}
 _NUMBERED = re.compile(r"text_encoders_\d")
 _MOST_VECTORS = 1000  # A prompt has room for 75.

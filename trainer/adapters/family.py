@@ -2,10 +2,13 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from .layers import Shapes, layer_size
+from .layers import Layer, Shapes, layer_size
 
 STABLE_DIFFUSION = frozenset({"SD 1.x", "SD 2.x", "SDXL"})
 """The families whose layers have kohya's names as their canonical keys."""
+
+READS_TEXT = ("attn2_to_k", "attn2_to_v")
+"""How keys of layers end that read the text encoders' output."""
 
 _BY_CONTEXT = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL refiner"}
 _BY_TEXT_WIDTH = {768: "SD 1.x", 1024: "SD 2.x"}
@@ -15,9 +18,12 @@ _BY_NAME = (
     (re.compile(r"(?:^|_)(?:double_blocks|single_blocks|single_transformer_blocks)_\d"), "Flux"),
     (re.compile(r"(?:^|_)joint_blocks_\d"), "SD3"),
     (re.compile(r"(?:^|_)transformer_blocks_\d+_(?:img|txt)_(?:mlp|mod)_"), "Qwen Image"),
-    (re.compile(r"(?:diffusion_model|lora_unet_?|transformer)_blocks_\d+_(?:self|cross)_attn_"), "Wan"),
+    (re.compile(r"(?:diffusion_model|lora_unet_?|transformer)_blocks_\d+_(?:self|cross)_attn_(?:[qkv]|output)_proj"), "Cosmos"),
+    (re.compile(r"(?:diffusion_model|lora_unet_?|transformer)_blocks_\d+_(?:self|cross)_attn_(?:[qkvo]|[kv]_img)$"), "Wan"),
     (re.compile(r"^lora_prior_(?:unet|te)_"), "Stable Cascade"),
 )
+# Of models whose layers are called as Flux's are.
+_BY_STREAM_WIDTH = {6144: "FLUX.2", 3584: "Hunyuan Image"}
 _TRANSFORMER = re.compile(r"^(?:lora_|lycoris_)?(?:transformer_)?transformer_blocks_\d+_attn_to_[qkv]$")
 _TRANSFORMER_WIDTHS = {1536: "SD3", 2432: "SD3"}
 _DEEP = re.compile(r"^lora_unet_(?:down|mid|up|input|middle|output)_block.*transformer_blocks_[1-9]")
@@ -40,16 +46,23 @@ def family_of(layers: Mapping[str, Shapes], metadata: Mapping[str, str]) -> str 
     names = {key: key.replace(".", "_") for key in layers}
     for pattern, family in _BY_NAME:
         if any(pattern.search(name) for name in names.values()):
-            return family
+            widths = _inputs(layers, layers) & _BY_STREAM_WIDTH.keys() if family in ("Flux", "Hunyuan Video") else set()
+            return _BY_STREAM_WIDTH[widths.pop()] if len(widths) == 1 else family
     widths = _inputs(layers, (key for key, name in names.items() if _TRANSFORMER.match(name)))
     if widths & _TRANSFORMER_WIDTHS.keys():
         return _TRANSFORMER_WIDTHS[(widths & _TRANSFORMER_WIDTHS.keys()).pop()]
-    context = _inputs(layers, (key for key in layers if key.endswith(("attn2_to_k", "attn2_to_v"))))
+    context = _inputs(layers, (key for key in layers if key.endswith(READS_TEXT)))
     if len(context) == 1:
         family = _BY_CONTEXT.get(next(iter(context)), "")
         if family:
             return family
     return _by_structure(layers) or _by_metadata(metadata)
+
+
+def text_widths(layers: Mapping[str, Layer]) -> frozenset[int]:
+    """How wide the texts are that an adapter's layers read: shapes, which unlike names tell models apart for certain. Empty: none reads any."""
+    shapes = {key: {suffix: tuple(tensor.shape) for suffix, tensor in layer.items()} for key, layer in layers.items() if key.endswith(READS_TEXT)}
+    return frozenset(_inputs(shapes, shapes))
 
 
 def _inputs(layers: Mapping[str, Shapes], keys: Iterable[str]) -> set[int]:

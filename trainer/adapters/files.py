@@ -17,6 +17,8 @@ from typing import BinaryIO
 
 import torch
 
+from ..messages import system_reason
+
 HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
 DTYPE_NAMES = {
     **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
@@ -64,15 +66,16 @@ def read_header(path: Path) -> Header:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            start = file.read(8)
+            start = file.read(9)
             if len(start) < 8:
                 raise FileError(f"{path.name} is not a .safetensors file: it holds {size} bytes. Download it again.")
-            (length,) = struct.unpack("<Q", start)
+            length = int.from_bytes(start[:8], "little")
             if length > HEADER_LIMIT_BYTES or length + 8 > size:
                 raise FileError(f"{path.name} is {_looks_like(start, length + 8 <= size)}.")
+            file.seek(8)
             raw = file.read(length)
     except OSError as error:
-        raise FileError(f"{path.name} cannot be read: {error.strerror}.") from error
+        raise FileError(f"{path.name} cannot be read: {system_reason(error)}.") from error
     try:
         content = json.loads(raw)
         metadata = {str(key): str(value) for key, value in dict(content.pop("__metadata__", {})).items()}
@@ -87,14 +90,24 @@ def read_header(path: Path) -> Header:
     return Header(tensors, metadata, hashlib.sha256(raw).hexdigest())
 
 
+def begins_with_header(start: bytes) -> bool:
+    """Whether a file's first 9 bytes are those of a .safetensors file: the length of a header, and the brace that begins it.
+
+    The length may begin with any byte, those of a pickle and of a zip archive too, so this counts before what they look like.
+    """
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= HEADER_LIMIT_BYTES
+
+
 def _looks_like(start: bytes, whole: bool) -> str:
-    """What is there instead, from its first 8 bytes; `whole`: it is as long as they say, if they are the length of a header."""
+    """What is there instead, from its first 9 bytes; `whole`: it is as long as they say, if they are the length of a header."""
+    if begins_with_header(start):
+        return "truncated: it ends before its header does. Download or copy it again"
     if start[:2] == b"PK" or start[:1] == b"\x80":
         return "a pickle (.ckpt/.pt), which can run code when it is opened; LoRA Loom reads .safetensors only. Use that version of it"
     if start[:1] == b"<":
         return "a web page, not a model: the download went wrong. Download it again"
     if whole:
-        length, most = int.from_bytes(start, "little"), HEADER_LIMIT_BYTES
+        length, most = int.from_bytes(start[:8], "little"), HEADER_LIMIT_BYTES
         return f"not a .safetensors file: its header would be {length:,} bytes long, and the format allows {most:,}. Use another copy of it"
     return "not a .safetensors file, or it is truncated. Download it again"
 

@@ -17,6 +17,8 @@ from .soundness import check_values
 
 ACTIVATIONS = frozenset({"linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "softsign", "mish"})
 _FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
+TEXT_WIDTHS = frozenset(_FAMILIES)
+"""Widths of attention that reads a text, and that no attention within a picture has."""
 _LIMIT_BYTES = 2 * 2**30
 _MOST_WIDTHS = 64
 

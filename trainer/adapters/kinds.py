@@ -15,6 +15,7 @@ from .hypernetwork import Hypernetwork
 from .layers import LayerKind, Shape, Shapes, is_wide_convolution, layer_kind, layer_problem, layer_rank
 from .naming import Contents, Naming, sort_names
 from .soundness import checked_shapes
+from .unread import unread_kind
 
 AdapterKind = Literal["LoRA", "LoCon", "DoRA", "LoHa", "LoKr", "GLoRA", "OFT", "BOFT", "IA3", "full difference", "mixed"]
 FileKind = AdapterKind | Literal["embedding", "hypernetwork"]
@@ -135,15 +136,25 @@ def describe_hypernetwork(hypernetwork: Hypernetwork) -> AdapterFacts:
     )
 
 
-def contents_of(header: Header, shapes: Mapping[str, Shape], file: str) -> Contents:
-    """A file's tensors sorted into layers whose shapes fit together. `shapes`: from `checked_shapes`. Raises FileError as `describe_adapter`."""
-    contents = sort_names(shapes, header.metadata)
+def contents_of(header: Header, shapes: Mapping[str, Shape], file: str, family: str | None = None) -> Contents:
+    """A file's tensors sorted into layers whose shapes fit together. `shapes`: from `checked_shapes`; `family`: see `sort_names`.
+
+    Raises FileError as `describe_adapter`.
+    """
+    contents = sort_names(shapes, header.metadata, family)
+    acting = {key: names for key, names in contents.layers.items() if layer_kind(contents.shapes(key, shapes))}
+    unread = unread_kind(contents.not_understood, {key: names.values() for key, names in acting.items()})
+    if unread:
+        raise FileError(
+            f"{file} is {unread}. That is a kind of adapter that LoRA Loom does not read; nothing is wrong with the file. Use it in the program that "
+            "it was made for, or another version of it as LoRA, LoHa or LoKr."
+        )
     if not contents.layers:
         raise FileError(f"{file} {_instead(list(shapes), bool(contents.bundled))}")
     for key in contents.layers:
         problem = layer_problem(contents.shapes(key, shapes))
         if problem:
-            raise FileError(f"{file}: the layer {shown(key)} {problem}. Download the file again, or use another version of it.")
+            raise FileError(f"{file}: the layer {shown(key)} {problem}. Use another version of it, or save it anew where it was made.")
     return contents
 
 
@@ -165,13 +176,11 @@ def adapter_kind(layers: Mapping[str, Shapes]) -> AdapterKind:
 def _instead(names: list[str], bundle: bool) -> str:
     if bundle:
         return "holds embeddings only, bundled as OneTrainer does for a LoRA. Save them as embeddings there."
-    if any(name.startswith("oft_unet_") for name in names):
-        return "holds kohya's OFT layers (oft_unet_), which ComfyUI does not read either. Convert it to LyCORIS's OFT."
     for beginnings, what in _FOREIGN:
         if any(name.startswith(beginnings) for name in names):
             return f"is not an adapter but {what}."
     if not names:
-        return "holds no tensors. Download it again."
+        return "holds no tensors. Use another version of it."
     first = ", ".join(map(shown, names[:_SHOWN_NAMES]))
     kinds = ", ".join(get_args(AdapterKind)[:-1])
     return f"is not an adapter that LoRA Loom knows ({kinds}). It holds {len(names)} tensors, the first are {first}. Choose another file."

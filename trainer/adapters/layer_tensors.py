@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..messages import shown
 from .layers import BESIDE, KINDS, Layer, kinds_in
 from .lowrank import Factors
 
@@ -15,13 +16,16 @@ class AdapterMathError(ValueError):
     """The arithmetic does not apply to these tensors. The message says where, what is wrong and what to do."""
 
 
+_LONGEST_KEY = 300
+
+
 @contextlib.contextmanager
 def naming(key: str) -> Iterator[None]:
     """Put the layer's key in front of the message of an AdapterMathError."""
     try:
         yield
     except AdapterMathError as error:
-        raise AdapterMathError(f"{key}: {error}") from error
+        raise AdapterMathError(f"{shown(key, _LONGEST_KEY)}: {error}") from error
 
 
 _DECOMPOSABLE = frozenset({"LoRA", "LoHa", "LoKr", "GLoRA"})

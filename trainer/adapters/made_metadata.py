@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor
 
 from .layers import Layer, is_wide_convolution, layer_rank
-from .metadata import ARCHITECTURES, BASE_VERSIONS, tensors_sha256
+from .metadata import ARCHITECTURES, BASE_VERSIONS, HASH, tensors_sha256
 from .stack import trigger_words
 
 MADE_BY = "lora_loom.made_by"
@@ -67,7 +67,7 @@ def made_metadata(
         "ss_output_name": name,
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": name,
-        "modelspec.hash_sha256": "0x" + tensors_sha256(tensors),
+        HASH: "0x" + tensors_sha256(tensors),
         MADE_BY: made,
     }
     words = dict.fromkeys(word for source in sources.values() for word in trigger_words(dict(source)))

@@ -25,6 +25,8 @@ ARCHITECTURES = {
     "SDXL": "stable-diffusion-xl-v1-base/lora",
 }
 HASH = "modelspec.hash_sha256"
+KOHYA_HASH = "sshs_model_hash"
+"""The entries that name the sha256 of a file's tensors; only HASH is written by a training."""
 
 
 def training_metadata(spec: TrainingSpec, result: str, steps: int, mixed_precision: str, prediction: str) -> dict[str, str]:

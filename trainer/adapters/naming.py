@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .family import STABLE_DIFFUSION, family_of
-from .layers import SUFFIXES, Shape, Shapes, layer_problem
+from .layers import SUFFIXES, Shape, Shapes, kinds_in, layer_kind, layer_problem
 from .ldm import DIFFUSERS_ROOTS, LDM_ROOTS, TEXT_ROOTS, Path, is_usual_layout, path_of, to_diffusers, to_ldm
+from .unread import is_unread_module
 
 Naming = Literal["kohya", "kohya, LDM paths", "LyCORIS", "OneTrainer", "diffusers", "PEFT", "ComfyUI", "mixed"]
 
@@ -71,7 +72,8 @@ class Contents:
     """A file's tensors sorted into layers.
 
     `layers`: by canonical key, from canonical suffix to the tensor's name in the file. `origins`: for layers of dotted names. `bundled`:
-    embeddings inside the file, from the tensor's name to (embedding, text encoder). `not_understood`: every other name, in the file's order.
+    embeddings inside the file, from the tensor's name to (embedding, text encoder). `not_understood`: every other name, in the file's order; that of
+    a lone alpha beside layers too, which would change nothing.
     """
 
     naming: Naming
@@ -97,8 +99,11 @@ class _Place:
     origin: Origin | None = None
 
 
-def sort_names(shapes: Mapping[str, Shape], metadata: Mapping[str, str]) -> Contents:
-    """Sort a file's tensors into layers, by their names, shapes and the file's metadata. Nothing is left out: see `not_understood`."""
+def sort_names(shapes: Mapping[str, Shape], metadata: Mapping[str, str], family: str | None = None) -> Contents:
+    """Sort a file's tensors into layers, by their names, shapes and the file's metadata. Nothing is left out: see `not_understood`.
+
+    `family`: where it is known from elsewhere, as that of the model which the layers are wanted for.
+    """
     modules: dict[str, dict[str, str]] = {}
     bundled: dict[str, tuple[str, str]] = {}
     for name in shapes:
@@ -109,21 +114,27 @@ def sort_names(shapes: Mapping[str, Shape], metadata: Mapping[str, str]) -> Cont
         module, suffix = _split(name, shapes)
         if suffix:
             modules.setdefault(module, {})[suffix] = name
-    places = {module: place for module, tensors in modules.items() if (place := _place(module, "".join(tensors.values())))}
-    family = family_of(_for_family(places, modules, shapes), metadata)
+    places = {module: place for module, tensors in modules.items() if (place := _place(module, tensors))}
+    of_modules = {module: {suffix: shapes[name] for suffix, name in modules[module].items()} for module in places}
+    sound = {module for module, layer in of_modules.items() if layer_problem(layer) is None}
+    family = family or family_of({_key_for_family(places[module]): of_modules[module] for module in places if module in sound}, metadata)
     usual = all(is_usual_layout(place.path) for place in places.values() if place.part == "unet")
     layers: dict[str, dict[str, str]] = {}
     origins: dict[str, Origin] = {}
-    namings: Counter[Naming] = Counter()
+    schemes: list[tuple[str, Naming]] = []
     for module, place in places.items():
-        key = _key(place, family, usual)
+        key = _key(place, family, usual) or (place.key if module in sound else None)
         if key is None or layers.get(key, {}).keys() & modules[module].keys():
             # The second of two descriptions of one layer: which of them counts is not ours to guess.
             continue
         layers[key] = layers.get(key, {}) | modules[module]
-        namings[place.naming] += 1
+        schemes.append((key, place.naming))
         if place.origin:
             origins[key] = place.origin
+    acting = {key for key, tensors in layers.items() if layer_kind({suffix: shapes[name] for suffix, name in tensors.items()})}
+    if acting:
+        layers = {key: tensors for key, tensors in layers.items() if key in acting}
+    namings = Counter(naming for key, naming in schemes if key in layers)
     understood = set(bundled).union(*(tensors.values() for tensors in layers.values()))
     if bundled:
         namings["OneTrainer"] += 1
@@ -139,7 +150,11 @@ def _split(name: str, shapes: Mapping[str, Shape]) -> tuple[str, str]:
     return (module, "weight") if last == "weight" and f"{module}.on_input" in shapes else (name, "")
 
 
-def _place(module: str, names: str) -> _Place | None:
+def _place(module: str, tensors: Mapping[str, str]) -> _Place | None:
+    # Wan's official control models have their LoRAs' names so, and ComfyUI reads them.
+    module = module.replace("lora_unet__", "lora_unet_", 1) if module.startswith("lora_unet__") else module
+    if is_unread_module(module):
+        return None
     for prefix, part, naming in _KOHYA:
         if module.startswith(prefix):
             text = module.removeprefix(prefix)
@@ -152,10 +167,11 @@ def _place(module: str, names: str) -> _Place | None:
     for prefix, naming in _KEPT:
         if module.startswith(prefix):
             return _Place(naming, "", (), module)
-    return _dotted_place(module, names)
+    return _dotted_place(module, tensors)
 
 
-def _dotted_place(module: str, names: str) -> _Place | None:
+def _dotted_place(module: str, tensors: Mapping[str, str]) -> _Place | None:
+    names = "".join(tensors.values())
     rest, component, peft = module, "", False
     for _ in range(3):
         prefix, part = next(((prefix, part) for prefix, part in _DOTTED if rest.startswith(prefix)), ("", ""))
@@ -180,22 +196,19 @@ def _dotted_place(module: str, names: str) -> _Place | None:
         return _Place(naming, "", (), f"{component}.{rest}", Origin("transformer", rest))
     if component or module.startswith("text_encoders."):
         return _Place(naming, "", (), module)
-    if words[0] in _OTHER_ROOTS:
+    other = rest and not words[0].isdigit() and kinds_in(frozenset(tensors))
+    if words[0] in _OTHER_ROOTS or other:
         own = "transformer" if words[0].endswith("transformer_blocks") else "diffusion_model"
         return _Place(naming, "", (), f"{own}.{rest}", Origin("transformer", rest))
     return None
 
 
-def _for_family(places: Mapping[str, _Place], modules: Mapping[str, Mapping[str, str]], shapes: Mapping[str, Shape]) -> dict[str, Shapes]:
-    layers: dict[str, Shapes] = {}
-    for module, place in places.items():
-        layer = {suffix: shapes[name] for suffix, name in modules[module].items()}
-        if layer_problem(layer) is None:
-            layers[f"lora_{place.part}_{'_'.join(place.path)}" if place.part else place.key] = layer
-    return layers
+def _key_for_family(place: _Place) -> str:
+    return f"lora_{place.part}_{'_'.join(place.path)}" if place.part else place.key
 
 
 def _key(place: _Place, family: str | None, usual: bool) -> str | None:
+    """The canonical key; None where the family has no layer of such a name."""
     if not place.part:
         return None if family in STABLE_DIFFUSION else place.key
     if place.part == "unet":

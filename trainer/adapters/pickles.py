@@ -10,20 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..messages import shown
-from .files import FileError
+from ..messages import shown, system_reason
+from .files import FileError, begins_with_header
 
 _SAFE_VERSION = (2, 10)
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether the file begins as torch.save's files do: with a zip's or a pickle's first bytes. Raises FileError if it cannot be read."""
+    """Whether the file begins as torch.save's files do, with a zip's or a pickle's first bytes, and not as a .safetensors file.
+
+    Raises FileError if it cannot be read.
+    """
     try:
         with path.open("rb") as file:
-            start = file.read(2)
+            start = file.read(9)
     except OSError as error:
-        raise FileError(f"{path.name} cannot be read: {error.strerror}.") from error
-    return start == b"PK" or start[:1] == b"\x80"
+        raise FileError(f"{path.name} cannot be read: {system_reason(error)}.") from error
+    return (start[:2] == b"PK" or start[:1] == b"\x80") and not begins_with_header(start)
 
 
 def load_pickle(path: Path, limit_bytes: int, torch_version: str = torch.__version__) -> Any:

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..messages import shown
 from .layers import Layer, layer_rank
 from .ldm import DIFFUSERS_ROOTS, TEXT_ROOTS, Path, path_of
 
@@ -36,7 +37,7 @@ def renamed(layers: Mapping[str, Layer], scheme: Scheme) -> dict[str, Tensor]:
         component, path = component_and_path(key)
         odd = layer.keys() - {"lora_up.weight", "lora_down.weight", "alpha"}
         if odd:
-            raise NamingError(f"{key} has {sorted(odd)[0]}, for which {scheme} has no name. Save it with kohya names, or as a plain LoRA.")
+            raise NamingError(f"{shown(key)} has {sorted(odd)[0]}, for which {scheme} has no name. Save it with kohya names, or as a plain LoRA.")
         up, down = _diffusers_names(component, path) if scheme == "diffusers" else _peft_names(component, path)
         tensors[up], tensors[down] = _scaled_up(layer, key), layer["lora_down.weight"]
     return tensors
@@ -51,7 +52,7 @@ def component_and_path(key: str) -> tuple[str, Path]:
         path = path_of(key.removeprefix(prefix)) if key.startswith(prefix) else None
         if path and path[0] in (DIFFUSERS_ROOTS if component == "unet" else TEXT_ROOTS):
             return component, path
-    raise NamingError(f"{key} is not a layer of SD 1.x, SD 2.x or SDXL with diffusers' names. Save it with kohya names.")
+    raise NamingError(f"{shown(key)} is not a layer of SD 1.x, SD 2.x or SDXL with diffusers' names. Save it with kohya names.")
 
 
 def _peft_names(component: str, path: Path) -> tuple[str, str]:
@@ -79,5 +80,5 @@ def _scaled_up(layer: Layer, key: str) -> Tensor:
         return up
     scaled = (up.double() * (alpha / rank)).to(up.dtype)
     if not (math.isfinite(alpha) and torch.isfinite(scaled.float()).all()):
-        raise NamingError(f"{key}: alpha / rank = {alpha / rank:g} takes the up factor out of the range of {up.dtype}. Save it in float32.")
+        raise NamingError(f"{shown(key)}: alpha / rank = {alpha / rank:g} takes the up factor out of the range of {up.dtype}. Save it in float32.")
     return scaled

@@ -15,7 +15,8 @@ from .kinds import AdapterFacts, FileKind
 from .layers import Layer, layer_rank
 from .norms import Norm, block_norms, embedding_norms, hypernetwork_norms
 from .pickles import is_pickle
-from .reading import describe_file, read_adapter
+from .reading import Adapter, describe_file, read_adapter
+from .soundness import foreign_hashes
 from .stack import trigger_words
 from .words import counted
 
@@ -108,11 +109,16 @@ def inspect_file(path: Path, progress: Callable[[int, int], None] | None = None)
         adapter = read_adapter(path)
         found = block_norms(adapter.layers, adapter.family, progress)
         norms, measured = found.blocks, "the norm of each block's change at weight 1"
-        lines += _network(facts, adapter.layers)
+        lines += _network(facts, adapter)
         if found.decomposed:
             measured += " (DoRA's without its magnitudes)"
         if found.unmeasured:
             lines.append(f"not measured: {counted(found.unmeasured, 'layer')}, whose change depends on the model's own weights")
+        lines += [
+            f"{key} in its metadata is not the sha256 of its tensors: many programs write the hash of something else there, so this says nothing of "
+            "the file"
+            for key in foreign_hashes(path, metadata)
+        ]
     text = [path.name, *_what(facts), *lines, *_numbers(facts, path), *_said(metadata)]
     return Inspection(facts.kind, facts.family, "\n".join(text), norms, measured)
 
@@ -124,12 +130,12 @@ def _what(facts: AdapterFacts) -> Iterator[str]:
         yield f"names: {facts.naming}"
 
 
-def _network(facts: AdapterFacts, layers: Mapping[str, Layer]) -> Iterator[str]:
+def _network(facts: AdapterFacts, adapter: Adapter) -> Iterator[str]:
     ranks = [f"{rank} in {counted(count, 'layer')}" for rank, count in sorted(facts.ranks.items(), key=lambda item: -item[1])]
     without = sum(facts.parts.values()) - sum(facts.ranks.values())
     ranks += [f"none in {counted(without, 'layer')}"] if without else []
     yield f"rank: {', '.join(ranks)}"
-    yield f"alpha: {', '.join(_alphas(layers))}"
+    yield f"alpha: {', '.join(_alphas(adapter.layers))}" + (f"; as {adapter.alpha_from} says" if adapter.alpha_from else "")
     yield "parts: " + ", ".join(f"{part} {counted(count, 'layer')}" for part, count in facts.parts.items())
     if facts.decomposed:
         yield f"DoRA magnitudes: in {counted(facts.decomposed, 'layer')}"
@@ -137,7 +143,7 @@ def _network(facts: AdapterFacts, layers: Mapping[str, Layer]) -> Iterator[str]:
         yield f"embeddings inside: {', '.join(facts.bundled)}"
     if facts.not_understood:
         more = facts.not_understood - len(facts.not_understood_names)
-        beyond = f" and {more} more" if more else ""
+        beyond = f" and {more:,} more" if more else ""
         yield f"not understood, and not applied: {counted(facts.not_understood, 'tensor')}: {', '.join(facts.not_understood_names)}{beyond}"
 
 

@@ -6,19 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..messages import shown
 from .embedding import Embedding, embedding_tensors
 from .layers import NOT_FACTORS, Layer
 from .made_metadata import MADE_BY
-from .metadata import HASH, tensors_sha256
-from .peft_config import KEY as PEFT_CONFIG
+from .metadata import HASH, KOHYA_HASH, tensors_sha256
+from .peft_config import KEY, PLAIN_KEYS
 from .plain import FORMATS, rounded
 from .renaming import Scheme, renamed
 
 AS_THE_FILE: dict[str, torch.dtype | None] = {"as the file": None, **FORMATS}
 """What something that comes from a file can be saved as."""
 
-HASHES = (HASH, "sshs_model_hash", "sshs_legacy_hash")
+HASHES = (HASH, KOHYA_HASH, "sshs_legacy_hash")
 """Entries that say which tensors a file holds: those of other tensors are left out, and made anew where the rule is known."""
+_PEFT_CONFIG = (KEY, *PLAIN_KEYS)
 # The magnitudes are as large as the weights, and alpha is a number that readers divide: a rounded one changes more than a training does.
 _KEPT = NOT_FACTORS | {"dora_scale"}
 
@@ -54,7 +56,7 @@ def saved_metadata(metadata: Mapping[str, str], changes: str, tensors: Mapping[s
     `made`: the entry MADE_BY. Values that are no strings are written as JSON. peft's configuration goes, since alpha is in the tensors now.
     Raises MetadataError as `parse_changes` does.
     """
-    found = {key: value for key, value in metadata.items() if key != PEFT_CONFIG}
+    found = {key: value for key, value in metadata.items() if key not in _PEFT_CONFIG}
     for key, value in parse_changes(changes).items():
         if value is None:
             found.pop(key, None)
@@ -63,7 +65,7 @@ def saved_metadata(metadata: Mapping[str, str], changes: str, tensors: Mapping[s
     had = {key for key in HASHES if found.pop(key, None) is not None}
     digest = tensors_sha256(tensors)
     found |= {HASH: f"0x{digest}", MADE_BY: made}
-    return found | ({"sshs_model_hash": digest} if "sshs_model_hash" in had else {})
+    return found | ({KOHYA_HASH: digest} if KOHYA_HASH in had else {})
 
 
 def parse_changes(text: str) -> dict[str, Any]:
@@ -75,10 +77,10 @@ def parse_changes(text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise MetadataError('metadata is not a JSON object: write {"key": "value"}, or {} to keep all.')
     for key in found:
-        if key in (*HASHES, MADE_BY, PEFT_CONFIG):
+        if key in (*HASHES, MADE_BY, *_PEFT_CONFIG):
             raise MetadataError(f"metadata: {key} is written by LoRA Loom itself: leave it out.")
         if not key or not _is_utf8(key) or not _is_utf8(json.dumps(found[key], ensure_ascii=False)):
-            raise MetadataError(f"metadata: {key!r} or its value is not text that a file can hold: use other letters.")
+            raise MetadataError(f"metadata: {shown(repr(key))} or its value is not text that a file can hold: use other letters.")
     return found
 
 

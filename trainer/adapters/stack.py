@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from ..messages import explain
+from ..messages import explain, shown
 from ..typed import Model
 
 Curve = Literal["constant", "rising", "falling", "bell"]
@@ -21,9 +21,10 @@ class StackError(ValueError):
 class Row(Model):
     """One adapter and how strongly it works on the model and on the text encoder.
 
-    `name` is relative to models/loras; `embedding:NAME` is one of models/embeddings, `hypernetwork:NAME` one of models/hypernetworks. `blocks`: a
-    preset's name or a number for each block of the model (`blocks.block_weights`); empty: 1 everywhere. `start`, `end`: the part of the
-    sampling in which it works on the model, 0 to 1; `curve`: how its weight goes there.
+    `name` is relative to models/loras; `embedding:NAME` is one of models/embeddings, `hypernetwork:NAME` one of models/hypernetworks. A row without
+    a name is off, as in a list where nothing has been chosen yet. `blocks`: a preset's name or a number for each block of the model
+    (`blocks.block_weights`); empty: 1 everywhere. `start`, `end`: the part of the sampling in which it works on the model, 0 to 1; `curve`: how its
+    weight goes there.
     """
 
     on: bool = True
@@ -37,14 +38,16 @@ class Row(Model):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_rgthree(cls, row: Any) -> Any:
+    def _from_others(cls, row: Any) -> Any:
         """rgthree's loader has rows {on, lora, strength, strengthTwo}; without strengthTwo both are the same."""
-        if not isinstance(row, dict) or "lora" not in row or "name" in row:
+        if not isinstance(row, dict):
             return row
-        strength = row.get("strength", 1.0)
-        two = row.get("strengthTwo")
-        known = {"on": row.get("on", True), "name": row["lora"], "model": strength, "clip": strength if two is None else two}
-        return known | {key: value for key, value in row.items() if key not in ("on", "lora", "strength", "strengthTwo")}
+        if "lora" in row and "name" not in row:
+            strength = row.get("strength", 1.0)
+            two = row.get("strengthTwo")
+            known = {"on": row.get("on", True), "name": row["lora"], "model": strength, "clip": strength if two is None else two}
+            row = known | {key: value for key, value in row.items() if key not in ("on", "lora", "strength", "strengthTwo")}
+        return row | {"on": False, "name": ""} if "name" in row and _is_nothing(row["name"]) else row
 
     @model_validator(mode="after")
     def _in_order(self) -> "Row":
@@ -73,7 +76,14 @@ class Row(Model):
                 return math.sin(math.pi * inside)
 
 
+_ENTRY = ("name", "model", "clip")
+_NO_STACK = "lora_stack is not a list of (name, model strength, clip strength)"
 _ROWS: TypeAdapter[tuple[Row, ...]] = TypeAdapter(tuple[Row, ...])
+
+
+def _is_nothing(name: Any) -> bool:
+    """Whether a row's name says that nothing is chosen: packs write None for it."""
+    return name is None or (isinstance(name, str) and name.strip() in ("", "None"))
 
 
 def parse_rows(text: str) -> tuple[Row, ...]:
@@ -85,11 +95,21 @@ def parse_rows(text: str) -> tuple[Row, ...]:
 
 
 def from_lora_stack(stack: Any) -> tuple[Row, ...]:
-    """Rows from another pack's LORA_STACK. Raises StackError if it is not a list of (name, model strength, clip strength)."""
+    """Rows from another pack's LORA_STACK; entries without a name are left out.
+
+    Raises StackError if it is not a list of (name, model strength, clip strength).
+    """
+    if not isinstance(stack, list | tuple):
+        raise StackError(f"{_NO_STACK}: it is of the type {type(stack).__name__}. Connect another pack's lora_stack.")
+    for number, entry in enumerate(stack, 1):
+        if not isinstance(entry, list | tuple) or len(entry) != len(_ENTRY):
+            given = repr(entry) if isinstance(entry, str | int | float) else f"of the type {type(entry).__name__}"
+            raise StackError(f"{_NO_STACK}: entry {number} is {shown(given)}. Mend it in the pack that it comes from.")
     try:
-        return tuple(Row(name=name, model=model, clip=clip) for name, model, clip in stack)
-    except (TypeError, ValueError) as error:
-        raise StackError(f"lora_stack is not a list of (name, model strength, clip strength): {error}") from error
+        rows = _ROWS.validate_python([dict(zip(_ENTRY, entry, strict=True)) for entry in stack])
+    except ValidationError as error:
+        raise StackError(f"{_NO_STACK}, counted from 0: {explain(error)}") from error
+    return tuple(row for row in rows if row.name)
 
 
 def to_lora_stack(rows: tuple[Row, ...]) -> list[tuple[str, float, float]]:

@@ -22,6 +22,7 @@ class FineTune:
 
     trains_unet = True
     drops_out = False
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, spec: FineTuneSpec, family: Family) -> None:
         self._spec, self._family = spec, family

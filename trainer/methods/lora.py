@@ -24,7 +24,7 @@ from ..options import Network
 from ..precision import SAVE_FORMATS
 from ..spec import TrainLoRASpec
 from .protocol import Group
-from .start import take_over
+from .start import Start, start_of, take_over
 from .targets import ADAPTER, Size, plan, plan_text
 from .words import Words
 
@@ -40,31 +40,39 @@ class LoRA:
         self._words = Words(spec.word, family, spec.seed) if spec.word else None
         self.trains_text = self._adapts_text or self._words is not None
         self.drops_out = trained_with_dropout(spec.network)
+        self.warnings: tuple[str, ...] = ()
         self._adapted: list[Adapted] = []
 
     def trained_numbers(self) -> int:
-        """See `Method`. Raises SpecError as `plan` and `Words.check` do."""
+        """See `Method`. Raises SpecError as `plan`, `start_of` and `Words.check` do."""
         if self._words:
             self._words.check()
-        return self._network_numbers() + (self._words.numbers() if self._words else 0)
+        adapted, numbers = self._empty_network()
+        self._start_of(dict(keyed_layers(adapted)))
+        return numbers + (self._words.numbers() if self._words else 0)
 
-    def _network_numbers(self) -> int:
+    def _empty_network(self) -> tuple[list["Adapted"], int]:
+        """The network in models without weights, and how many numbers it has."""
         network, seed = self._spec.network, self._spec.seed
-        parameters = inject(self._family.empty_unet(), network, seed)
-        for number, encoder in enumerate(self._family.empty_text_encoders() if self._adapts_text else []):
+        adapted = [Adapted("lora_unet", self._family.empty_unet())]
+        parameters = inject(adapted[0].model, network, seed)
+        encoders = self._family.empty_text_encoders() if self._adapts_text else []
+        for number, (encoder, prefix) in enumerate(zip(encoders, self._family.text_keys, strict=False)):
             parameters += inject_text(encoder, network, seed, number)
-        return sum(parameter.numel() for parameter in parameters)
+            adapted.append(Adapted(prefix, encoder))
+        return adapted, sum(parameter.numel() for parameter in parameters)
 
     def result_bytes(self) -> int:
         """See `Method`."""
-        return SAVE_FORMATS[self._spec.network.save_format].itemsize * self._network_numbers() + (4 * self._words.numbers() if self._words else 0)
+        numbers = self._empty_network()[1]
+        return SAVE_FORMATS[self._spec.network.save_format].itemsize * numbers + (4 * self._words.numbers() if self._words else 0)
 
     def formats(self, weights: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
         """See `Method`."""
         return weights, weights
 
     def set_up(self, unet: nn.Module, parts: list[TextPart]) -> tuple[list[TextPart], list[Group]]:
-        """See `Method`. Raises SpecError as `take_over` does."""
+        """See `Method`. Raises SpecError as `start_of` does."""
         spec = self._spec
         groups = [Group(inject(unet, spec.network, spec.seed), spec.learning_rate)]
         self._adapted = [Adapted("lora_unet", unet)]
@@ -72,13 +80,19 @@ class LoRA:
             for number, (part, prefix) in enumerate(zip(parts, self._family.text_keys, strict=True)):
                 groups.append(Group(inject_text(part.encoder, spec.network, spec.seed, number), spec.text.learning_rate))
                 self._adapted.append(Adapted(prefix, part.encoder))
-        if spec.network.start_from:
-            take_over(dict(keyed_layers(self._adapted)), spec.network, Path(spec.network.start_from.path))
+        layers = dict(keyed_layers(self._adapted))
+        if start := self._start_of(layers):
+            take_over(layers, spec.network, start)
+            self.warnings = start.warnings
         if spec.word and self._words:
             # After the network: its layers are told by what trains in the model.
             parts, vectors = self._words.add(parts)
             groups.append(Group(vectors, spec.word.learning_rate))
         return parts, groups
+
+    def _start_of(self, layers: Mapping[str, Any]) -> Start | None:
+        network = self._spec.network
+        return start_of(layers, network, Path(network.start_from.path), self._spec.base.family) if network.start_from else None
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Method`."""

@@ -27,6 +27,8 @@ class Method(Protocol):
     """Whether captions are encoded at each step, with gradients."""
     drops_out: bool
     """Whether a step draws from torch's global generator, and the models have to be in training mode."""
+    warnings: tuple[str, ...]
+    """What `set_up` found that the user should know."""
 
     def trained_numbers(self) -> int:
         """How many numbers train, told from empty models. Raises SpecError where what the spec asks cannot be trained."""

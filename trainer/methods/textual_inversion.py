@@ -17,6 +17,7 @@ class TextualInversion:
     trains_unet = False
     trains_text = True
     drops_out = False
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, spec: TextualInversionSpec, family: Family) -> None:
         self._spec = spec
