@@ -208,6 +208,18 @@ def test_block_weights_may_come_by_a_link_and_are_then_looked_at_when_the_node_r
     assert "OUTALL" in server.fail(graph)
 
 
+def test_an_adapter_that_does_not_tell_its_family_has_the_models_blocks(server: Server) -> None:
+    path = server.base / "models" / "loras" / "untold.safetensors"
+    key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    save_file({f"{key}.lora_up.weight": torch.ones(320, 4), f"{key}.lora_down.weight": torch.ones(4, 320)}, path)
+    try:
+        pictures = [drawn(server, applied([row(path.name, blocks=blocks)], "merged", "blocks"))[0] for blocks in ("NONE", "MIDD")]
+        assert np.abs(pictures[0] - pictures[1]).mean() > 1
+        assert "OUTALL" in server.fail(applied([row(path.name, blocks="OUTSIDE")], "merged", "blocks"))
+    finally:
+        path.unlink()
+
+
 @pytest.mark.parametrize(
     ("adapter", "blocks", "says"),
     [
