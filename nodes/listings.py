@@ -47,11 +47,12 @@ class Listing:
         self._names: list[str] | None = None
         self._reading: _Reading | None = None
         self._stands_until = 0.0
+        self._took = 0.0
         self._silent: set[str] = set()
         _ALL.append(self)
 
     def names(self) -> list[str]:
-        """The names as they are now; where reading them takes longer than may be waited for, as they were last read.
+        """The names as they are now; where reading them takes longer than may be waited for, as they were read before.
 
         Before they have been read for the first time: those found so far.
         """
@@ -59,7 +60,7 @@ class Listing:
         for listing in _ALL:
             listing._refresh()
         reading = self._reading
-        if reading is not None:
+        if reading is not None and self._took < _WAIT_SECONDS:
             reading.done.wait(max(0.0, reading.started + _WAIT_SECONDS - time.monotonic()))
         with self._lock:
             found = self._reading.found if self._names is None and self._reading else self._names
@@ -93,7 +94,8 @@ class Listing:
             now = time.monotonic()
             if self._reading is reading:
                 self._names, self._reading = reading.found, None
-                self._stands_until = now + min(_STANDS * (now - reading.started), _STANDS_SECONDS)
+                self._took = now - reading.started
+                self._stands_until = now + min(_STANDS * self._took, _STANDS_SECONDS)
             else:
                 self._silent.discard(reading.place)  # It has answered after all.
         reading.done.set()
