@@ -6,6 +6,7 @@ demo and tests start it on a base directory of their own, with this folder linke
 import hashlib
 import os
 import shutil
+import signal
 import sys
 import venv
 import zipfile
@@ -96,11 +97,21 @@ def chromium(session: nox.Session) -> None:
         session.error("the browser tests need chromium: install your system's package of it")
 
 
+def run_to_its_end(session: nox.Session, *command: str) -> None:
+    """Run a command that ends what it has started when it is ended itself; a signal that would end nox ends the command first."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    # nox would kill it after half a second, in which no training has saved its state.
+    session.run(*command, external=True, interrupt_timeout=1, terminate_timeout=90)
+
+
 @nox.session
 def demo(session: nox.Session) -> None:
     """Train a LoRA in a real ComfyUI and draw with it; arguments after -- go to demo/run.py."""
     python = environment(session)
-    session.run(python, "demo/run.py", "--comfyui", str(COMFYUI), *session.posargs, external=True)
+    run_to_its_end(session, python, "demo/run.py", "--comfyui", str(COMFYUI), *session.posargs)
 
 
 @nox.session

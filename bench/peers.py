@@ -176,7 +176,7 @@ def _server(settings: Settings, size: Size, checkpoint: Path, home: Path) -> Ser
 def _pid(server: Server) -> int:
     if server.process is None:
         raise PeerFailed("the server is not running")
-    return server.process.pid
+    return server.pid
 
 
 async def _follow(server: Server, graph: dict[str, Any], see: Callable[[dict[str, Any]], None]) -> None:

@@ -1,7 +1,6 @@
 """A ComfyUI server as a child process, and the few requests that a client of its API makes. The demo and the tests use it."""
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 
 PACK = Path(__file__).resolve().parent.parent
+_KEEPER = Path(__file__).resolve().parent / "keeper.py"
 _START_SECONDS = 120.0
 # Whatever proxy the environment names, this server is on this machine.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -40,18 +41,24 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *options: str, **environment: str) -> "Server":
-        """Start ComfyUI with `options` on its command line and wait until it answers. Raises RuntimeError with its last words."""
+        """Start ComfyUI with `options` on its command line and wait until it answers; it ends with this process, however that ends.
+
+        Raises RuntimeError with its last words.
+        """
         for folder in ("models", "input", "output", "custom_nodes"):
             (self.base / folder).mkdir(parents=True, exist_ok=True)
         link = self.base / "custom_nodes" / "lora-loom"
         if not (link.exists() and link.samefile(PACK)):
             link.unlink(missing_ok=True)  # of a place where this folder was before
             link_folder(link, PACK)
-        command = [self.python, "main.py", "--port", str(self.port), "--base-directory", str(self.base), "--disable-auto-launch"]
+        place = ["--port", str(self.port), "--base-directory", str(self.base)]
+        command = [sys.executable, str(_KEEPER), self.python, "main.py", *place, "--disable-auto-launch"]
         command += ["--database-url", f"sqlite:///{self.base / 'comfy.db'}", *options]
+        # Ctrl-C in a terminal is for this process, which then stops the other.
+        group: dict[str, Any] = {"start_new_session": True} if os.name == "posix" else {"creationflags": 0x00000200}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=self.comfyui, stdout=log, stderr=log, env={**os.environ, **environment}, start_new_session=True
+                command, cwd=self.comfyui, stdin=subprocess.PIPE, stdout=log, stderr=log, env={**os.environ, **environment}, **group
             )
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
@@ -65,13 +72,18 @@ class Server:
         self.stop()
         raise RuntimeError(f"ComfyUI did not answer within {_START_SECONDS:.0f} s:\n{self.last_words()}")
 
+    @property
+    def pid(self) -> int:
+        """ComfyUI's process id; `process` is its keeper's. Raises RuntimeError if it does not run."""
+        children = psutil.Process(self.process.pid).children() if self.process and self.process.poll() is None else []
+        if not children:
+            raise RuntimeError("ComfyUI does not run")
+        return int(children[0].pid)
+
     def stop(self) -> None:
-        """End the server and wait."""
-        if self.process and self.process.poll() is None:
-            if os.name == "posix":
-                os.killpg(self.process.pid, signal.SIGKILL)
-            else:
-                self.process.kill()
+        """End the server and whatever it has started, and wait; a training saves its state first."""
+        if self.process and self.process.stdin:
+            self.process.stdin.close()
             self.process.wait()
 
     def last_words(self, characters: int = 3000) -> str:

@@ -8,10 +8,11 @@ import argparse
 import asyncio
 import json
 import shutil
+import signal
 import sys
 import webbrowser
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from comfy_server import PACK, Refused, Server
 from grid import labelled_grid
@@ -34,6 +35,7 @@ def main() -> int:
         return 2
     print("starting ComfyUI")
     server = Server(arguments.comfyui, arguments.home, port=8188 if arguments.serve else 0)
+    _on_signals(_leave)
     try:
         server.start(*([] if _has_cuda() else ["--cpu"]))
         _make(server, material, arguments.out)
@@ -45,8 +47,22 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     finally:
+        _on_signals(signal.SIG_IGN)
+        print("stopping ComfyUI; a training that is under way saves its state first")
         server.stop()
     return 0
+
+
+def _on_signals(handler: Any) -> None:
+    """Set what the signals that end a command do, but for those that the command was started to ignore, as by nohup."""
+    for name in ("SIGTERM", "SIGHUP", "SIGINT"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _leave(number: int, _: Any) -> NoReturn:
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def _arguments() -> argparse.Namespace:

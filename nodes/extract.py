@@ -62,6 +62,9 @@ class LoomExtractAdapter(io.ComfyNode):
         conv_rank: Any = 0,
         save_format: Any = None,
     ) -> bool | str:
+        problem = choice_problem(save_format=(save_format, list(FORMATS))) or target_problem("loras", name, "LoomExtractAdapter")
+        if problem:
+            return problem
         try:
             if None not in (rank, energy, conv_rank):
                 _options(rank, energy, conv_rank, False)
@@ -69,7 +72,7 @@ class LoomExtractAdapter(io.ComfyNode):
                 _described(tuned, base)
         except ValueError as error:
             return str(error)
-        return choice_problem(save_format=(save_format, list(FORMATS))) or target_problem("loras", name, "LoomExtractAdapter") or True
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, tuned: Any = None, base: Any = None, name: Any = None, **_: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from . import stamps
 from .dataset import Datasets
 from .paths import checkpoint_output
 from .sockets import LoomBase, LoomDataset, LoomOptions, LoomResult, LossMap
-from .training import refuse_options, train, training_spec, trigger_word
+from .training import name_problem, refuse_options, train, training_spec, trigger_word
 
 _NODE = "LoomFineTune"
 
@@ -79,6 +79,10 @@ class LoomFineTune(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name: Any = None) -> bool | str:
+        return name_problem(name) or True
+
+    @classmethod
     def fingerprint_inputs(cls, name: str | None, **_: Any) -> int:
         return stamps.redone(_NODE, name)
 
@@ -100,9 +104,9 @@ class LoomFineTune(io.ComfyNode):
         )
         done = train(_NODE, cls.hidden.unique_id, spec)
         model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
-            spec.output, output_vae=True, output_clip=True, embedding_directory=folder_paths.get_folder_paths("embeddings")
+            done.spec.output, output_vae=True, output_clip=True, embedding_directory=folder_paths.get_folder_paths("embeddings")
         )
-        checkpoint = Path(spec.output).relative_to(folder_paths.get_folder_paths("checkpoints")[0]).as_posix()
+        checkpoint = Path(done.spec.output).relative_to(folder_paths.get_folder_paths("checkpoints")[0]).as_posix()
         return io.NodeOutput(
             model,
             clip,

@@ -14,6 +14,7 @@ from ..trainer.adapters.reading import read_adapter
 from ..trainer.adapters.report import inspect_file
 from ..trainer.adapters.saving import AS_THE_FILE, MetadataError, parse_changes, saved_embedding, saved_metadata, saved_tensors
 from ..trainer.adapters.stack import EMBEDDING, HYPERNETWORK, Row
+from ..trainer.file_names import check_word_name
 from ..trainer.messages import shown
 from .choices import choice_problem
 from .made import refuse_own_source, target, target_problem, watched
@@ -128,8 +129,8 @@ class LoomSaveAdapter(io.ComfyNode):
         kind = "embeddings" if embedding else "loras"
         output, file = target(kind, name, "LoomSaveAdapter"), adapter_file(row.name)
         refuse_own_source(output, [file])
-        if embedding and " " in name:
-            raise ValueError(f"the name {name!r} has a space, and ComfyUI ends the name of an embedding at the first one: choose a name without.")
+        if embedding:
+            check_word_name(name)
         read = _embedding_content if embedding else _lora_content
         content = read(row, file, naming, AS_THE_FILE[save_format])
         made = made_by("LoomSaveAdapter", {"naming": naming, "save_format": save_format}, [{"name": row.name, "sha256": sha256_of(file)}])

@@ -3,14 +3,14 @@
 The trainer runs in a process group of its own and listens on its stdin; when ComfyUI dies, however it dies, that pipe ends and the
 trainer saves and leaves by itself (`trainer/channel.py`).
 """
+import contextlib
 import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,13 @@ import comfy.model_management
 from pydantic import ValidationError
 from server import PromptServer
 
+from ..trainer.adapters.files import DISK_FULL, write_bytes
 from ..trainer.events import Event, ExitCode, Failed, Progress, Started, parse_event
-from ..trainer.history import history, read_events
-from ..trainer.spec import CaptionSpec, TrainingSpec, run_id
+from ..trainer.failures import disk_full, ended_by, kept
+from ..trainer.history import EVENTS_FILE, history, is_cut_off, read_events
+from ..trainer.messages import system_reason
+from ..trainer.patience import Patience, bytes_of, seconds_of_step
+from ..trainer.spec import SPEC_FILE, CaptionSpec, TrainingSpec, run_id
 from .paths import runs_root
 from .runs import Run, announce
 
@@ -44,14 +48,20 @@ def execute(spec: TrainingSpec | CaptionSpec, node: str, name: str, on_event: Ca
         comfy.model_management.InterruptProcessingException: the prompt was cancelled; the run's state is saved.
     """
     folder = runs_root() / run_id(spec)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
-    run = Run(folder.name, node, name, spec.task, folder, history(read_events(folder / "events.jsonl")))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / SPEC_FILE, spec.model_dump_json(indent=2).encode())
+    except OSError as error:
+        full = error.errno in DISK_FULL
+        raise TrainerFailed(disk_full(error, folder) if full else f"{folder} cannot be written: {system_reason(error)}.") from error
+    outputs = [result.output for result in spec.results] if isinstance(spec, TrainingSpec) else []
+    run = Run(folder.name, node, name, spec.task, folder, history(read_events(folder / EVENTS_FILE)))
     announce(run)
+    run.history.end = None  # of an attempt before
     with (folder / "log.txt").open("ab") as log:
         run.process = _start(folder, log)
         try:
-            code = _watch(run, on_event)
+            code = _watch(run, outputs, on_event)
         finally:
             _end(run.process)
             if run.state in ("running", "stopping"):
@@ -87,7 +97,7 @@ def _start(folder: Path, log: Any) -> "subprocess.Popen[bytes]":
         raise TrainerFailed(f"the trainer could not be started with {python}: {error}. Check LORA_LOOM_PYTHON.") from error
 
 
-def _watch(run: Run, on_event: Callable[[Event], None]) -> int:
+def _watch(run: Run, outputs: Sequence[Path], on_event: Callable[[Event], None]) -> int:
     process = run.process
     assert process is not None and process.stdout is not None
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -98,15 +108,17 @@ def _watch(run: Run, on_event: Callable[[Event], None]) -> int:
         lines.put(None)
 
     threading.Thread(target=read, args=(process.stdout,), name="lora loom events", daemon=True).start()
-    deadline: float | None = None
+    patience: Patience | None = None
+    gave_up = False
     interrupt: BaseException | None = None
     while True:
-        if deadline is None and (interrupt is not None or comfy.model_management.processing_interrupted()):
+        if patience is None and (interrupt is not None or comfy.model_management.processing_interrupted()):
             run.stop("state")
-            # A step that has begun is let through; its length is known from those before it.
-            rate = run.history.progress.steps_per_second if run.history.progress else 0.0
-            deadline = time.monotonic() + _LEAVE_SECONDS + (2 / rate if rate else 0.0)
-        if deadline is not None and time.monotonic() > deadline:
+            # A step that has begun is let through, and a save for as long as it moves.
+            step = seconds_of_step(run.history.progress.steps_per_second if run.history.progress else 0.0)
+            patience = Patience(lambda: bytes_of(run.folder, outputs), _LEAVE_SECONDS, step)
+        if patience is not None and patience.is_over():
+            gave_up = True
             _kill(process)
         try:
             line = lines.get(timeout=_POLL_SECONDS)
@@ -114,6 +126,8 @@ def _watch(run: Run, on_event: Callable[[Event], None]) -> int:
             continue
         if line is None:
             code = process.wait()
+            if code not in (ExitCode.FINISHED, ExitCode.STOPPED) and not isinstance(run.history.end, Failed):
+                _take(run, _last_words(run, code, gave_up))
             if interrupt is not None:
                 run.state = "stopped" if code == ExitCode.STOPPED else "failed"
                 raise interrupt
@@ -140,9 +154,20 @@ def _take(run: Run, event: Event) -> None:
     PromptServer.instance.send_sync("lora_loom.run", run.message(event))
 
 
+def _last_words(run: Run, code: int, gave_up: bool) -> Failed:
+    """What a trainer that ended without a word would have told; its run then tells it as if it had. `gave_up`: it was ended from here."""
+    late = f"the trainer process was asked to leave, moved nothing on the disk for {_LEAVE_SECONDS:.0f} s and was ended"
+    failed = Failed(message=f"{late}. {kept(run.folder, run.task)}" if gave_up else ended_by(code, run.folder, run.task))
+    path = run.folder / EVENTS_FILE
+    with contextlib.suppress(OSError):
+        start = b"\n" if is_cut_off(path) else b""
+        with path.open("ab") as events:
+            events.write(start + failed.model_dump_json().encode() + b"\n")
+    return failed
+
+
 def _told(run: Run, code: int) -> str:
-    end = run.history.end
-    message = end.message if isinstance(end, Failed) else f"the trainer process ended without a word (exit code {code})"
+    message = run.history.end.message if isinstance(run.history.end, Failed) else ""
     if code == ExitCode.SPEC_WRONG:
         return message
     try:

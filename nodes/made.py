@@ -12,8 +12,8 @@ from ..trainer.adapters.made_metadata import TRAINING, made_by, made_metadata, m
 from ..trainer.adapters.merge_report import MergeResult
 from ..trainer.adapters.renaming import renamed
 from ..trainer.adapters.stack import Row
+from ..trainer.file_names import check_file_name
 from ..trainer.messages import shown
-from ..trainer.spec import NAME_PATTERN
 from .parts import Part
 from .paths import checkpoint_output, embedding_output, lora_output
 from .stamps import remember, stamp
@@ -23,8 +23,7 @@ _OUTPUTS = {"loras": lora_output, "checkpoints": checkpoint_output, "embeddings"
 
 def target(kind: str, name: str, node: str) -> Path:
     """Where `node` puts a new file of models/`kind`. Raises ValueError for a name that is none, and as `refuse_others`."""
-    if not NAME_PATTERN.fullmatch(name) or name.endswith((".", " ")):
-        raise ValueError(f"the name {name!r} is not a plain file name: use letters, digits, spaces and . _ + - (at most 100).")
+    check_file_name(name)
     output = _OUTPUTS[kind](name)
     refuse_others(kind, output, node)
     return output

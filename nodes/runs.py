@@ -9,8 +9,8 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ..trainer.events import Event, Finished, Stop
-from ..trainer.history import History, history, read_events
-from ..trainer.past_runs import EVENTS, About, PastRuns, State, Summary, read_summary
+from ..trainer.history import EVENTS_FILE, History, history, read_events
+from ..trainer.past_runs import About, PastRuns, State, Summary, read_summary
 from ..trainer.spec import CaptionSpec, TrainingSpec, run_id
 from .paths import run_folder, runs_root
 
@@ -94,12 +94,12 @@ def find_run(id: str) -> Run | Summary | None:
 
 def history_of(found: Run | Summary) -> History:
     """All that a run has told. Reads files."""
-    return found.history if isinstance(found, Run) else history(read_events(run_folder(found.id) / EVENTS))
+    return found.history if isinstance(found, Run) else history(read_events(run_folder(found.id) / EVENTS_FILE))
 
 
 def finished_history(folder: Path) -> History | None:
     """The history of a run that finished here earlier, in this server or one before it; None if it has not."""
-    told = history(read_events(folder / EVENTS))
+    told = history(read_events(folder / EVENTS_FILE))
     return told if isinstance(told.end, Finished) and not told.end.stopped else None
 
 

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from pydantic import ValidationError
 
 from ..trainer.adapters.stack import EMBEDDING, Row
+from ..trainer.file_names import check_word_name
 from ..trainer.messages import explain
 from ..trainer.options import NewWord, Options
 from ..trainer.spec import Base, TextualInversionSpec
@@ -15,7 +16,7 @@ from .choices import choice_problem
 from .dataset import Datasets
 from .paths import embedding_output
 from .sockets import LoomAdapters, LoomBase, LoomDataset, LoomOptions, LoomResult, LossMap
-from .training import refuse_options, train, training_spec
+from .training import name_problem, refuse_options, train, training_spec
 
 _NODE = "LoomTrainTextualInversion"
 
@@ -90,8 +91,10 @@ class LoomTrainTextualInversion(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, template: Any = None, placeholder: Any = None, initializer: Any = None, vectors: Any = None) -> bool | str:
-        problem = choice_problem(template=(template, TEMPLATES))
+    def validate_inputs(
+        cls, template: Any = None, placeholder: Any = None, initializer: Any = None, vectors: Any = None, name: Any = None
+    ) -> bool | str:
+        problem = choice_problem(template=(template, TEMPLATES)) or name_problem(name, check_word_name)
         if problem:
             return problem
         try:
@@ -135,7 +138,7 @@ class LoomTrainTextualInversion(io.ComfyNode):
             **settings,
         )
         done = train(_NODE, cls.hidden.unique_id, spec)
-        word = EMBEDDING + Path(spec.output).stem
+        word = EMBEDDING + Path(done.spec.output).stem
         return io.NodeOutput(
             (Row(name=word),),
             word,

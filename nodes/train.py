@@ -1,5 +1,4 @@
 """Training a LoRA."""
-from pathlib import Path
 from typing import Any
 
 import folder_paths
@@ -14,7 +13,7 @@ from . import stamps
 from .dataset import Datasets
 from .paths import embedding_output, lora_output
 from .sockets import LoomAdapters, LoomBase, LoomDataset, LoomOptions, LoomResult, LoraModel, LossMap
-from .training import train, training_spec, trigger_word
+from .training import name_problem, train, training_spec, trigger_word
 
 _NODE = "LoomTrainLoRA"
 
@@ -79,6 +78,10 @@ class LoomTrainLoRA(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name: Any = None) -> bool | str:
+        return name_problem(name) or True
+
+    @classmethod
     def fingerprint_inputs(cls, name: str | None, **_: Any) -> int:
         return stamps.redone(_NODE, name)
 
@@ -111,12 +114,13 @@ class LoomTrainLoRA(io.ComfyNode):
             **settings,
         )
         done = train(_NODE, cls.hidden.unique_id, spec)
-        adapter = Path(spec.output).relative_to(folder_paths.get_folder_paths("loras")[0]).as_posix()
-        embedding = EMBEDDING + Path(spec.word_output).stem if word else ""
+        output, *others = (result.output for result in done.spec.results)
+        adapter = output.relative_to(folder_paths.get_folder_paths("loras")[0]).as_posix()
+        embedding = EMBEDDING + others[0].stem if word else ""
         rows = (Row(name=adapter), *([Row(name=embedding)] if word else []))
         return io.NodeOutput(
             rows,
-            load_file(spec.output),
+            load_file(output),
             {"loss": done.losses},
             done.samples(),
             done.loss_plot(),

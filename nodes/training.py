@@ -1,6 +1,6 @@
 """What all training nodes share: from a node's inputs to a spec, to a run, to its outputs."""
-import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,18 +13,20 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 from pydantic import ValidationError
 
-from ..trainer.adapters.files import sha256_of
+from ..trainer.adapters.files import replacing, sha256_of, write_bytes
 from ..trainer.data.sources import check_captions
 from ..trainer.dataset import Dataset
 from ..trainer.events import Event, Finished, Phase, Progress, Sample, Started
+from ..trainer.file_names import check_file_name
 from ..trainer.history import History
 from ..trainer.messages import explain
 from ..trainer.options import Checkpointing, Hardware, Objective, OptimizerOptions, Options, Sampling, TextOptions
-from ..trainer.spec import Base, Result, TrainingSpec, run_id, steps_of
+from ..trainer.placing import number_note, placed
+from ..trainer.spec import SPEC_FILE, Base, TrainingSpec, read_spec, run_id
+from ..trainer.typed import SpecError
 from . import stamps
 from .dataset import Datasets
 from .jobs import execute
-from .made import refuse_others, refuse_own_source
 from .paths import cache_folder, run_folder
 from .runs import finished_history, remember
 from .sockets import TrainingResult
@@ -70,7 +72,7 @@ class Trained:
         steps = told.end.step if isinstance(told.end, Finished) else 0
         return TrainingResult(
             task=self.spec.task,
-            name=self.spec.name,
+            name=Path(self.spec.output).stem,
             word=word,
             files=tuple(result.output for result in self.spec.results),
             base=Path(self.spec.base.checkpoint),
@@ -98,7 +100,8 @@ class Trained:
             "buckets": [bucket.model_dump() for bucket in told.data.buckets] if told.data else [],
             "loss_plot": loss_plot,
         }
-        return {"images": [*images, loss_plot], "lora_loom": [result]}
+        note = number_note(self.spec)
+        return {"images": [*images, loss_plot], "lora_loom": [result], **({"text": [note]} if note else {})}
 
 
 def training_spec(
@@ -138,6 +141,16 @@ def training_spec(
         raise ValueError(explain(error)) from error
 
 
+def name_problem(name: Any, check: Callable[[str], None] = check_file_name) -> str | None:
+    """What is wrong with the name that a graph is queued with; one that comes by a link is looked at when the node runs."""
+    try:
+        if isinstance(name, str):
+            check(name)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def refuse_options(options: Options, method: str, **nodes: str) -> None:
     """Options that a method has no use for are an error, not ignored. `nodes`: titles of their nodes by group. Raises ValueError."""
     for group, title in nodes.items():
@@ -146,20 +159,16 @@ def refuse_options(options: Options, method: str, **nodes: str) -> None:
 
 
 def train(node: str, unique_id: Any, spec: TrainingSpec) -> Trained:
-    """Run the spec for `node`, or find it done. Raises ValueError where it would overwrite what is not a file of that node, and as `execute`."""
-    for result in spec.results:
-        kind = {"adapter": "loras", "embedding": "embeddings", "checkpoint": "checkpoints"}[result.name]
-        steps = steps_of(result.output).values() if spec.checkpointing.adapter_every_steps else ()
-        for path in (result.output, *steps):
-            refuse_others(kind, path, node)
-            refuse_own_source(path, [Path(spec.base.checkpoint)])
+    """Run the spec for `node`, or find it done; what it gives says where its files are (`placing`). Raises as `execute`."""
     folder = run_folder(run_id(spec))
-    told = _finished(folder, spec.results)
+    spec = placed(spec, _as_placed(folder))
+    told = _finished(folder, spec)
     stopped = False
     if told is None:
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()
         run = execute(spec, str(unique_id), spec.name, _Watcher(spec, folder, unique_id))
+        spec = _as_placed(folder) or spec
         told = run.history
         stopped = run.state == "stopped"
     else:
@@ -182,8 +191,18 @@ def _sampling(options: Sampling | None, dataset: Dataset, steps: int) -> Samplin
     return sampling.model_copy(update={"prompts": prompts, "width": dataset.framing.resolution, "height": dataset.framing.resolution})
 
 
-def _finished(folder: Path, results: tuple[Result, ...]) -> History | None:
+def _as_placed(folder: Path) -> TrainingSpec | None:
+    """The spec that a run's folder holds, which names the files that it has made; None if there is none to be read."""
+    try:
+        spec = read_spec(folder / SPEC_FILE)
+    except SpecError:
+        return None
+    return spec if isinstance(spec, TrainingSpec) else None
+
+
+def _finished(folder: Path, spec: TrainingSpec) -> History | None:
     """The history of this very training if it is done already; files of which the run has a copy are put back in place if they are gone."""
+    results = spec.results
     told = finished_history(folder)
     if told is None or not isinstance(told.end, Finished):
         return None
@@ -193,9 +212,9 @@ def _finished(folder: Path, results: tuple[Result, ...]) -> History | None:
         return None
     for result in results:
         if _sha256(result.output) != sums[result]:
-            temporary = result.output.with_suffix(".tmp")
-            shutil.copyfile(folder / result.copy, temporary)
-            os.replace(temporary, result.output)
+            with replacing(result.output) as file, (folder / result.copy).open("rb") as copy:
+                shutil.copyfileobj(copy, file)
+    write_bytes(folder / SPEC_FILE, spec.model_dump_json(indent=2).encode())
     return told
 
 

@@ -82,9 +82,14 @@ def save_state(
     files = {"weights.safetensors": parameters, "optimizer.safetensors": tensors}
     if ema is not None:
         files["ema.safetensors"] = dict(zip(parameters, ema.tensors(), strict=True))
-    sums = {name: write_safetensors(temporary / name, content) for name, content in files.items()}
-    manifest = _Manifest(step=step, draws=draws, best=best, scaler=scaler, optimizer=numbers, sha256=sums)
-    write_bytes(temporary / "state.json", manifest.model_dump_json(indent=2).encode())
+    try:
+        sums = {name: write_safetensors(temporary / name, content) for name, content in files.items()}
+        manifest = _Manifest(step=step, draws=draws, best=best, scaler=scaler, optimizer=numbers, sha256=sums)
+        write_bytes(temporary / "state.json", manifest.model_dump_json(indent=2).encode())
+    except Exception:
+        # Half a state is of no use, and it may be what has filled the disk.
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     _sync(temporary)
     _put_in_place(temporary, final)
     _sync(states)
@@ -131,6 +136,11 @@ def latest_state(run: Path) -> State | None:
             continue
         return _state(manifest, folder)
     return None
+
+
+def newest_step(run: Path) -> int | None:
+    """The step of a run's newest state, which is not read; None if there is none."""
+    return max((step for step in map(step_of, _folders(run)) if step is not None), default=None)
 
 
 def state_at(run: Path, step: int) -> State:

@@ -1,5 +1,5 @@
 """One batch's loss: which pictures, what noise, what the model is asked and what it should have said."""
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -78,16 +78,20 @@ class Denoising:
         ]
         return losses[0] if len(losses) == 1 else losses[0] + self.prior_weight * losses[1]
 
-    def validation_loss(self, unet: nn.Module, held_out: Sequence[Example], texts: Texts, draws: int = 8) -> float:
+    def validation_loss(
+        self, unet: nn.Module, held_out: Sequence[Example], texts: Texts, should_stop: Callable[[], bool], draws: int = 8
+    ) -> float | None:
         """Mean loss of `unet` over every picture of `held_out` at `draws` fixed timesteps each, spread evenly, with fixed noise, without weighting.
 
-        The same pictures, noise and timesteps at every call, so two values differ only by the model.
+        The same pictures, noise and timesteps at every call, so two values differ only by the model. None if `should_stop` has cut it short.
         """
         plain = Objective(prediction=self.objective.prediction)
         spread = torch.linspace(0, self.family.timesteps - 1, draws + 2)[1:-1].long()
         losses = []
         with torch.no_grad():
             for row, example in enumerate(held_out):
+                if should_stop():
+                    return None
                 text = texts([example.dataset.training_caption(example.image)])
                 sizes = example.sizes[:1] if self.family.uses_sizes else None
                 conditioning = Conditioning(text.hidden, text.pooled, sizes).rows(torch.zeros(draws, dtype=torch.long))

@@ -1,4 +1,5 @@
 """A run as its `events.jsonl` tells it: what a page that comes late, the loss plot and a resumed run need to know."""
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,6 +7,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from .events import Data, Event, Failed, Finished, Phase, Progress, Sample, Started, Validation, parse_event
+
+EVENTS_FILE = "events.jsonl"
+"""Its name in a run's folder."""
 
 
 @dataclass
@@ -78,6 +82,15 @@ def read_events(path: Path) -> Iterator[Event]:
                     yield parse_event(line)
                 except ValidationError:
                     continue
+
+
+def is_cut_off(path: Path) -> bool:
+    """Whether an events file ends in the middle of a line, as after a crash: the next event has to begin one of its own."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def history(events: Iterable[Event]) -> History:

@@ -8,22 +8,24 @@ from pathlib import Path
 from .adapters.files import FileError
 from .channel import Channel
 from .events import ExitCode, Failed, Finished, Phase, Started
+from .failures import explained
 from .families.detect import FamilyError, check_vae, describe_checkpoint
 from .hidden import hidden
+from .history import EVENTS_FILE
 from .launch import is_first, is_launched, launch
 from .optim import check
-from .spec import CaptionSpec, TrainingSpec, read_spec
+from .spec import SPEC_FILE, CaptionSpec, TrainingSpec, read_spec
 from .typed import SpecError
-
-SPEC_FILE, EVENTS_FILE = "spec.json", "events.jsonl"
 
 
 def run_job(folder: Path) -> ExitCode:
     """Carry out `folder/spec.json`. Every way out but a kill is told as an event and as the exit code."""
     channel = Channel(folder / EVENTS_FILE if is_first() else None)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    task = ""
     try:
         spec = read_spec(folder / SPEC_FILE)
+        task = spec.task
         if isinstance(spec, TrainingSpec) and spec.hardware.processes > 1 and not is_launched():
             _check(spec)
             # Commands are for the process that trains: this one must not read them.
@@ -38,7 +40,7 @@ def run_job(folder: Path) -> ExitCode:
         return ExitCode.SPEC_WRONG
     except Exception as error:
         traceback.print_exc()
-        channel.emit(Failed(message=_explained(error)))
+        channel.emit(Failed(message=explained(error, channel.doing, folder, task) or _in_words(error)))
         return ExitCode.FAILED
 
 
@@ -79,9 +81,7 @@ def _caption(spec: CaptionSpec, folder: Path, channel: Channel) -> bool:
     return stopped
 
 
-def _explained(error: Exception) -> str:
+def _in_words(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
-    if type(error).__name__ == "OutOfMemoryError":
-        return f"the device ran out of memory: lower batch_size or resolution, or close what else uses it. ({text.splitlines()[0]})"
     named = type(error).__module__.startswith(__package__ or "")
     return text if named else f"{type(error).__name__}: {text}"

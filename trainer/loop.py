@@ -90,13 +90,14 @@ class Loop:
         self._losses: list[float] = []
         self._steps_timed = 0
         self._left_out_in_a_row = 0
+        self._between_steps = True
         inner = self.optimizer.optimizer
         # Under fp16 the scaler keeps a bad step from being taken; elsewhere the optimiser itself, if it can, without being waited for.
         self._guarded = self.accelerator.scaler is None and supports_found_inf(inner)
         self._inner = inner
         on_cuda, alone = self.accelerator.device.type == "cuda", self.accelerator.num_processes == 1
         self._lag = _LAG_ON_CUDA if on_cuda and alone and (self.accelerator.scaler or self._guarded) else 0
-        last_report = started = time.perf_counter()
+        last_report = self._started = time.perf_counter()
         while not self._is_to_stop():
             if self.position.step + len(self._pending) >= self.total:
                 self._settle(0)
@@ -110,19 +111,27 @@ class Loop:
             self._settle(0 if pause else self._lag)
             now = time.perf_counter()
             if self._losses and (now - last_report >= _REPORT_SECONDS or (pause and self.position.step in (1, self.total))):
-                self._report(now - started)
+                self._report(now - self._started)
                 last_report = now
             if pause and self.position.step > before and self._is_due(self.position.step):
                 # What happens between steps (pictures, saves) is not training time. Losses are told before a state is saved: a run that goes
                 # on from it does not take their steps again.
                 paused = time.perf_counter()
                 if self._losses:
-                    self._report(paused - started)
+                    self._report(paused - self._started)
                 self.after_step(self.position.step)
-                started += time.perf_counter() - paused
+                self._started += time.perf_counter() - paused
         self._settle(0)
         if self._losses:
-            self._report(time.perf_counter() - started)
+            self._report(time.perf_counter() - self._started)
+
+    def broke_between_steps(self) -> bool:
+        """After `run` has raised: whether weights and optimizer are those of whole steps, which are told then, so that they can be saved."""
+        if self._between_steps:
+            self._settle(0)
+            if self._losses:
+                self._report(time.perf_counter() - self._started)
+        return self._between_steps
 
     def _is_to_stop(self) -> bool:
         return self._agreed(self.should_stop())
@@ -152,7 +161,6 @@ class Loop:
                 loss = self.loss_of(number)
                 self.accelerator.backward(loss / self.gradient_accumulation_steps)
             losses.append(loss.detach())
-        self.position.draws += self.gradient_accumulation_steps
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm or float("inf"))
         loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
         if self.accelerator.num_processes > 1:
@@ -161,11 +169,14 @@ class Loop:
         if self._guarded:
             self._inner.found_inf = (~torch.isfinite(loss + norm)).float()
         if self._guarded or self.accelerator.scaler is not None or outcome.read()[1]:
+            self._between_steps = False
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update(self.position.step + len(self._pending))
-        self.optimizer.zero_grad(set_to_none=True)
+        self.position.draws += self.gradient_accumulation_steps
         self._pending.append(outcome)
+        self._between_steps = True
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _settle(self, most: int) -> None:
         """Read outcomes until at most `most` are still on their way."""

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from .adapters.files import write_bytes
 from .events import Event, Failed, Finished, Progress, Started, parse_event
 from .folder_memory import FolderMemory, readable, say_once
+from .history import EVENTS_FILE
 from .messages import explain, system_reason
-from .spec import RUN_ID_PATTERN
+from .spec import RUN_ID_PATTERN, SPEC_FILE
 from .typed import Model
 
-ABOUT, EVENTS, SPEC = "run.json", "events.jsonl", "spec.json"
+ABOUT = "run.json"
 # A finished run's last line is its end; before it one event a step, of a few hundred bytes.
 _WINDOW_BYTES = 65_536
 _SPEC_LINES = 1000
@@ -103,7 +104,7 @@ class PastRuns:
         there = self._folders.read(str(root))
         self._folders.forget_unread()
         runs = [root / name for name in (there.folders if there else ()) if RUN_ID_PATTERN.fullmatch(name)]
-        stamps = {run: (_stamp(run / EVENTS), _stamp(run / ABOUT)) for run in runs}
+        stamps = {run: (_stamp(run / EVENTS_FILE), _stamp(run / ABOUT)) for run in runs}
         latest = sorted(runs, key=lambda run: max(stamps[run]), reverse=True)[:most]
         known = {run: self._known.get(run, (None, None)) for run in latest}
         known = {run: (stamp, summary) if stamp == stamps[run] else (stamps[run], read_summary(run)) for run, (stamp, summary) in known.items()}
@@ -125,8 +126,8 @@ def read_summary(folder: Path) -> Summary | None:
     """A run that no process of this server works on. None where the folder holds none, or one that cannot be read, which the log tells."""
     try:
         about = _about(folder)
-        told = _told(folder / EVENTS)
-        if told.first is None and not (folder / SPEC).is_file():
+        told = _told(folder / EVENTS_FILE)
+        if told.first is None and not (folder / SPEC_FILE).is_file():
             return None
         task = about.task if about else told.task
         return Summary(
@@ -192,7 +193,7 @@ def _name(folder: Path, task: str) -> str:
     """What a run of an earlier version was called, from the first lines of its spec, which may have as many as its dataset has images."""
     start = b'    "name": ' if task == "caption" else b'  "name": '
     try:
-        with (folder / SPEC).open("rb") as file:
+        with (folder / SPEC_FILE).open("rb") as file:
             found = next((line[len(start) :] for line in islice(file, _SPEC_LINES) if line.startswith(start)), b"")
         return str(json.loads(found.strip().rstrip(b",")))
     except (OSError, ValueError):

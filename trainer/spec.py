@@ -6,6 +6,7 @@ in it, so the same spec gives the same result; nothing in it is looked up later 
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from .dataset import Dataset, DatasetImage
+from .file_names import check_file_name, check_word_name
 from .messages import explain
 from .options import (
     Checkpointing,
@@ -32,8 +34,12 @@ from .typed import Model, SpecError
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
 CaptionMode = Literal["missing only", "all images"]
 
-NAME_PATTERN = re.compile(r"[\w][\w .+-]{0,99}")
 STEP_PATTERN = re.compile(r"-step(\d{8})")
+SPEC_FILE = "spec.json"
+"""Its name in a run's folder."""
+METADATA_KEY = "lora_loom.spec"
+"""Under which a trained file's metadata hold the spec, as JSON, see `without_folders`."""
+_OUTPUTS = ("output", "word_output")
 RUN_ID_PATTERN = re.compile(r"[a-z0-9_]+(?:-[a-z0-9_]+)*-[0-9a-f]{12}")
 
 
@@ -57,8 +63,8 @@ class Base(Model):
 
 @dataclass(frozen=True)
 class Result:
-    """A file that a training makes, and where it goes. `kept`: the run's folder has a copy under this `name`, since a later training of the same
-    name replaces the file itself; not where it is as large as a checkpoint.
+    """A file that a training makes, and where it goes. `kept`: the run's folder has a copy under this `name`, since the file itself may be moved or
+    removed; not where it is as large as a checkpoint.
     """
 
     name: str
@@ -72,7 +78,8 @@ class Result:
 
 
 class TrainingSpec(Model):
-    """What every training is told, whatever its method; the finished file goes to `output` (absolute).
+    """What every training is told, whatever its method; the finished file goes to `output` (absolute), which `placing` gives a number where `name`
+    is taken.
 
     `class_images`: pictures of the class for prior preservation, which `prior` weighs and adds to. `cache`: the folder (absolute) that keeps what
     was encoded for the next training; empty: nothing is kept.
@@ -105,11 +112,15 @@ class TrainingSpec(Model):
         """The files that this makes, the main one first."""
         raise NotImplementedError
 
+    def saved_as(self, stem: str) -> Self:
+        """The same with all its files under another name, which is given without the ending."""
+        outputs = {key: getattr(self, key) for key in _OUTPUTS if getattr(self, key, "")}
+        return self.model_copy(update={key: str(Path(output).with_name(f"{stem}.safetensors")) for key, output in outputs.items()})
+
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        if not NAME_PATTERN.fullmatch(name) or name.endswith((".", " ")):
-            raise ValueError(f"the name {name!r} is not a plain file name: use letters, digits, spaces and . _ + - (at most 100)")
+        check_file_name(name)
         return name
 
     @model_validator(mode="after")
@@ -155,13 +166,8 @@ class TrainLoRASpec(TrainingSpec):
         if (self.word is not None) != bool(self.word_output):
             raise ValueError("word and word_output belong together")
         if self.word:
-            _check_word_file(self.name)
+            check_word_name(self.name)
         return self
-
-
-def _check_word_file(name: str) -> None:
-    if " " in name:
-        raise ValueError(f"the name {name!r} has spaces, and prompts call an embedding by its file's name as one word: write _ for them")
 
 
 class FineTuneSpec(TrainingSpec):
@@ -200,7 +206,7 @@ class TextualInversionSpec(TrainingSpec):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        _check_word_file(self.name)
+        check_word_name(self.name)
         if self.text.learning_rate:
             raise ValueError("textual inversion trains the new word alone: set learning_rate of Text Encoder Options to 0")
         if self.prior:
@@ -267,7 +273,7 @@ def without_folders(spec: TrainingSpec | CaptionSpec) -> dict[str, Any]:
         del holder[key]
     start: dict[str, Any] = data.get("checkpointing", {}).get("start") or {}
     adapter: dict[str, Any] = data.get("network", {}).get("start_from") or {}
-    own = ((data, key) for key in ("output", "word_output", "captioner"))
+    own = ((data, key) for key in (*_OUTPUTS, "captioner"))
     places = [(start, "run"), (adapter, "path"), *own, *((base, key) for key in ("checkpoint", "vae", "tokenizer"))]
     for holder, key in [*places, *((image, key) for image in images for key in ("path", "mask"))]:
         if holder.get(key):
@@ -277,7 +283,22 @@ def without_folders(spec: TrainingSpec | CaptionSpec) -> dict[str, Any]:
 
 def fingerprint(spec: TrainingSpec | CaptionSpec) -> str:
     """64 hex digits that change when the result of the run would: a picture, a caption, the base, a number."""
-    text = json.dumps(without_folders(spec), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _fingerprint(without_folders(spec))
+
+
+def told_fingerprint(metadata: Mapping[str, str]) -> str | None:
+    """The fingerprint of the training that made a file, as its metadata tell it; None if they do not."""
+    try:
+        data = json.loads(metadata.get(METADATA_KEY, ""))
+        return _fingerprint(data) if isinstance(data, dict) else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _fingerprint(data: dict[str, Any]) -> str:
+    # The number that a taken name is given changes no result.
+    plain = {key: f"{data.get('name')}.safetensors" for key in _OUTPUTS if data.get(key)}
+    text = json.dumps(data | plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

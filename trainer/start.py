@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import State, StateError, state_at
-from .spec import TrainingSpec, read_spec, without_folders
+from .spec import SPEC_FILE, TrainingSpec, read_spec, without_folders
 from .typed import SpecError
 
 # What the state's tensors belong to: with other settings they would fit nothing.
@@ -28,7 +28,7 @@ def first_state(spec: TrainingSpec) -> State | None:
         state = state_at(run, start.step)
     except StateError as error:
         raise SpecError(f"{error}: choose another state, or train from the start.") from error
-    other = read_spec(run / "spec.json")
+    other = read_spec(run / SPEC_FILE)
     if not isinstance(other, TrainingSpec):
         raise SpecError(f"{run.name} is no training: choose another state.")
     differing = _differing(spec, other)

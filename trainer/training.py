@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .adapters.files import FileError
+from .adapters.files import FileError, write_bytes
 from .adapters.metadata import training_metadata
 from .assembly import assemble, check_hardware
 from .channel import Channel
@@ -22,19 +22,21 @@ from .denoising import Denoising
 from .ema import Ema
 from .events import Checkpoint, Event, Finished, Phase, Sample, Started, Stop, Validation, Warned
 from .families import load_family
-from .history import history, read_events
+from .history import EVENTS_FILE, history, read_events
 from .loop import Loop, Position, TrainingError
 from .memory import check_memory
 from .methods import load_method
 from .objective import check, prediction_kind
 from .optim import in_use
+from .patience import bytes_of
+from .placing import is_taken, number_note, placed
 from .plot import save_loss
 from .precision import accelerator, choose, peak_memory
 from .remarks import remarks
 from .room import check_disk
 from .sampling import Sampler, save_png
 from .schedule import factor
-from .spec import Result, TrainingSpec, step_output
+from .spec import SPEC_FILE, Result, TrainingSpec, step_output
 from .start import first_state
 from .trackers import TensorBoard
 
@@ -80,6 +82,7 @@ class Training:
                 parameters=self.numbers,
             )
         )
+        self._tell_of_number()
         for remark in remarks(spec):
             self._emit(Warned(message=remark))
         self.data = self._prepare()
@@ -123,11 +126,16 @@ class Training:
             ema=self.ema,
             position=position,
         )
-        self.channel.something_to_save()
+        self.channel.something_to_save(lambda: bytes_of(self.folder, [result.output for result in self.spec.results]))
         if not resumed_from:
             with self._as_saved():
                 self._validate(0)
                 self._draw(0)
+        elif self._lacks_validation(resumed_from):
+            with self._as_saved():
+                improved = self._validate(resumed_from)
+            if improved and self._keeps_best:
+                self._save_state()
         self._emit(Phase(name="training"))
         self._saved_at = time.monotonic()
         self._train_mode(True)
@@ -136,6 +144,11 @@ class Training:
         except TrainingError:
             with contextlib.suppress(FileError):  # the weights themselves are no numbers any more: the state before stays
                 self._save_state()
+            raise
+        except Exception:
+            with contextlib.suppress(Exception):  # what broke the run may break this too; what it was is told by the first error
+                if self.loop.broke_between_steps():
+                    self._save_state()
             raise
         return self._finish()
 
@@ -221,7 +234,9 @@ class Training:
                 self._write(step, lambda result: step_output(result.output, step))
         keeps = improved and self._keeps_best
         if not last and (keeps or _is_multiple(step, spec.checkpointing.every_steps) or self._minutes_are_over()):
+            self._emit(Phase(name="saving"))
             self._save_state()
+            self._emit(Phase(name="training"))
 
     @property
     def _keeps_best(self) -> bool:
@@ -232,12 +247,23 @@ class Training:
         if not self.data.held_out:
             return False
         self._emit(Phase(name="validating"))
-        loss = self.denoising.validation_loss(self.models.bare_unet, self.data.held_out, self.data.texts)
+
+        def should_stop() -> bool:  # the last one decides what is the best, and its state is saved already
+            return step < self.spec.steps and self.channel.stop_requested()
+
+        loss = self.denoising.validation_loss(self.models.bare_unet, self.data.held_out, self.data.texts, should_stop)
+        if loss is None:
+            return False
         self._emit(Validation(step=step, loss=loss))
         if not step or (self.best and self.best.loss <= loss):
             return False
         self.best = Best(step=step, loss=loss)
         return True
+
+    def _lacks_validation(self, step: int) -> bool:
+        """Whether the run was stopped while it validated after `step`, which it makes up for when it is resumed."""
+        due = bool(self.data.held_out) and _is_multiple(step, self.spec.checkpointing.validate_every_steps) and step < self.spec.steps
+        return due and self.accelerator.is_main_process and step not in history(read_events(self.folder / EVENTS_FILE)).validation
 
     def _draw(self, step: int) -> None:
         sampling, device = self.spec.sampling, self.accelerator.device
@@ -290,7 +316,8 @@ class Training:
         adapter, sha256 = "", ""
         with self._as_saved():
             if not early or (stop is not None and stop.save == "adapter"):
-                adapter, sha256 = Path(spec.output).name, self._write_last(step)
+                sha256 = self._write_last(step)
+                adapter = Path(self.spec.output).name
             if not early:
                 self._draw(spec.steps)
         self._plot()
@@ -308,6 +335,7 @@ class Training:
 
     def _write(self, step: int, place: Callable[[Result], Path | None]) -> str:
         """Write all results that have a place, as the models are now; gives the sha256 of the main one, if it was written."""
+        self._keep_off_others()
         sums = []
         for result in self.spec.results:
             path = place(result)
@@ -316,8 +344,19 @@ class Training:
                 sums.append(self.method.write(result.name, path, metadata))
         return sums[0] if sums else ""
 
+    def _keep_off_others(self) -> None:
+        """Go elsewhere if somebody has put a file where one of this run goes while it trained, and keep that with the run."""
+        if is_taken(self.spec):
+            self.spec = placed(self.spec)
+            write_bytes(self.folder / SPEC_FILE, self.spec.model_dump_json(indent=2).encode())
+            self._tell_of_number()
+
+    def _tell_of_number(self) -> None:
+        if note := number_note(self.spec):
+            self._emit(Warned(message=note))
+
     def _plot(self) -> None:
-        told = history(read_events(self.folder / "events.jsonl"))
+        told = history(read_events(self.folder / EVENTS_FILE))
         steps = sorted(told.losses)
         if steps:
             losses = [told.losses[step] for step in steps]

@@ -150,7 +150,7 @@ def test_an_embedding_that_comfyui_reads_a_part_of_is_told_and_saved_so_that_it_
     made, source = load_file(folder / "my_emb.safetensors"), load_file(folder / "advanced" / "my_emb.safetensors")
     assert torch.equal(made["clip_l"], source["text_encoders_0"].half()) and torch.equal(made["clip_g"], source["text_encoders_1"].half())
     assert "set naming to kohya" in server.fail({**load, "save": node("LoomSaveAdapter", **{**save, "naming": "PEFT"})})
-    assert "has a space" in server.fail({**load, "save": node("LoomSaveAdapter", **{**save, "name": "my emb"})})
+    assert "has spaces" in server.fail({**load, "save": node("LoomSaveAdapter", **{**save, "name": "my emb"})})
 
 
 def test_names_without_their_ending_are_completed_for_other_packs_and_rows_without_a_name_are_skipped(server: Server) -> None:

@@ -74,27 +74,6 @@ def test_a_web_page_saved_as_a_checkpoint_is_named(server: Server) -> None:
     assert "web page" in message
 
 
-def test_a_name_that_is_a_path_is_refused(server: Server) -> None:
-    assert "not a plain file name" in server.fail(training_graph("../../outside"))
-
-
-def test_somebody_elses_adapter_is_not_overwritten(server: Server) -> None:
-    path = server.base / "models" / "loras" / "precious.safetensors"
-    save_file({"lora_unet_x.alpha": torch.ones(())}, path)
-    before = path.read_bytes()
-    assert "was not made by LoRA Loom" in server.fail(training_graph("precious"))
-    assert path.read_bytes() == before
-
-
-def test_a_training_overwrites_no_merge(server: Server) -> None:
-    path = server.base / "models" / "loras" / "merged_before.safetensors"
-    save_file({"lora_unet_x.alpha": torch.ones(())}, path, {"lora_loom.made_by": '{"node": "LoomMergeAdapters"}'})
-    before = path.read_bytes()
-    assert "exists and was made by LoomMergeAdapters: choose another name" in server.fail(training_graph("merged_before"))
-    assert path.read_bytes() == before
-    path.unlink()
-
-
 def test_a_run_that_does_not_fit_on_the_disk_is_refused_before_it_starts(server: Server) -> None:
     # A million steps, each with a thousand pictures: more than any disk has.
     graph = training_graph("huge", steps=1_000_000, draw=True)

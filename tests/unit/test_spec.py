@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from trainer.adapters.files import write_bytes
 from trainer.events import Failed, Finished, Progress, Stop, parse_command, parse_event
 from trainer.messages import explain
-from trainer.spec import RUN_ID_PATTERN, CaptionSpec, TrainLoRASpec, fingerprint, read_spec, run_id
+from trainer.spec import RUN_ID_PATTERN, CaptionSpec, TrainLoRASpec, fingerprint, read_spec, run_id, step_output
 from trainer.typed import SpecError
 
 IMAGE: dict[str, Any] = {"path": "/data/food/a.png", "sha256": "aa", "caption": "a bun", "repeats": 2}
@@ -89,12 +90,33 @@ def test_all_findings_come_at_once() -> None:
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("name", ["", " a", ".hidden", "../a", "a/b", "a\\b", "a.", "a ", "a\nb", "a\n", "a:b", "a\0", "-a", "x" * 101])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", " a", ".hidden", "../a", "a/b", "a\\b", "a.", "a ", "a\nb", "a\n", "a:b", "a\0", "-a", "x" * 101),
+        *('a"b', "a<b", "a>b", "a|b", "a?b", "a*b", "a\x7f", "a\u202eb"),
+    ],
+)
 def test_bad_names(name: str) -> None:
     assert "is not a plain file name" in refused(name=name)
 
 
-@pytest.mark.parametrize("name", ["a", "My LoRA v1.2", "a+b_c-d", "食べ物", "x" * 100, "_a"])
+@pytest.mark.parametrize("name", ["CON", "nul", "Aux", "com1", "LPT9", "com¹", "con.v2", "NUL.a.b"])
+def test_names_of_windows_devices(name: str) -> None:
+    assert "on Windows, where it is a device's" in refused(name=name)
+
+
+@pytest.mark.parametrize(("character", "most"), [("食", 70), ("é", 100), ("𠀋", 52)])
+def test_a_name_leaves_room_for_what_is_added_to_it(tmp_path: Path, character: str, most: int) -> None:
+    asked = train(name=character * most, output=str(tmp_path / f"{character * most}.safetensors"))
+    longest = step_output(Path(asked.saved_as(f"{asked.name}-9999").output), 1_000_000)
+    write_bytes(longest, b"written beside it first, under a longer name")
+    assert longest.is_file()
+    if most < 100:
+        assert "is too long for a file system" in refused(name=character * (most + 1))
+
+
+@pytest.mark.parametrize("name", ["a", "My LoRA v1.2", "a+b_c-d", "食べ物", "x" * 100, "_a", "हिन्दी", "e\u0301te", "console", "com10", "a.con"])
 def test_good_names(name: str) -> None:
     assert train(name=name).name == name
 

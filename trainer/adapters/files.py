@@ -3,6 +3,7 @@
 Format: https://huggingface.co/docs/safetensors: 8 bytes (little endian) with the length N of a JSON header, N bytes of header, tensors.
 """
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -19,6 +20,9 @@ import torch
 
 from ..messages import system_reason
 
+_SYNC_BYTES = 64 * 2**20
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Numbers of the errors that a write ends in where there is no room for it."""
 HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
 DTYPE_NAMES = {
     **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
@@ -128,9 +132,11 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            error.filename = error.filename or str(path)  # a write does not know what it writes to
         raise
 
 
@@ -177,13 +183,20 @@ def write_streamed(
     digest = hashlib.sha256(header)
     with replacing(path, durable) as file:
         file.write(header)
+        unsynced = 0
         for name in names:
             tensor = tensor_of(name).detach()
             if (tensor.dtype, tuple(tensor.shape)) != formats[name]:
                 raise ValueError(f"{path.name}: {name} was to be {formats[name]} and is {(tensor.dtype, tuple(tensor.shape))}")
             data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
             digest.update(data)
-            file.write(data)
+            for start in range(0, len(data), _SYNC_BYTES):
+                unsynced += file.write(data[start : start + _SYNC_BYTES])
+                if durable and unsynced >= _SYNC_BYTES:
+                    # On a slow disk one fsync at the end would take minutes in which nothing is seen to move: see trainer/patience.py.
+                    file.flush()
+                    os.fsync(file.fileno())
+                    unsynced = 0
     return digest.hexdigest()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
+from ..spec import METADATA_KEY
 from .layers import Layer, is_wide_convolution, layer_rank
 from .metadata import ARCHITECTURES, BASE_VERSIONS, HASH, tensors_sha256
 from .stack import trigger_words
@@ -15,9 +16,8 @@ from .stack import trigger_words
 MADE_BY = "lora_loom.made_by"
 """JSON: the node, its settings, and the files that it read, by name and sha256."""
 TRAINING = "LoomTrainLoRA"
-"""The node whose files hold the entry _SPEC instead, as those of other trainings do."""
+"""The node whose files hold the entry METADATA_KEY instead, as those of other trainings do."""
 _TRAININGS = {"train_lora": TRAINING, "textual_inversion": "LoomTrainTextualInversion", "fine_tune": "LoomFineTune"}
-_SPEC = "lora_loom.spec"
 # What holds for the new file if it holds for all that it was made of.
 _SHARED = (
     *("ss_base_model_version", "ss_sd_model_name", "ss_clip_skip", "ss_resolution"),
@@ -32,7 +32,7 @@ def is_ours(metadata: Mapping[str, str]) -> bool:
 
 def maker(metadata: Mapping[str, str]) -> str | None:
     """The node that wrote the file: "" if its entry cannot be read, None if it was not LoRA Loom."""
-    entry = MADE_BY if MADE_BY in metadata else _SPEC
+    entry = MADE_BY if MADE_BY in metadata else METADATA_KEY
     if entry not in metadata:
         return None
     try:

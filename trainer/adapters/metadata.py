@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 
 from ..dataset import Dataset
-from ..spec import TextualInversionSpec, TrainingSpec, TrainLoRASpec, without_folders
+from ..spec import METADATA_KEY, TextualInversionSpec, TrainingSpec, TrainLoRASpec, without_folders
 from .network_metadata import metadata_of
 
 # LoRA-Manager matches these and not kohya's own "sd_v1".
@@ -41,7 +41,7 @@ def training_metadata(spec: TrainingSpec, result: str, steps: int, mixed_precisi
     metadata = {
         "ss_base_model_version": BASE_VERSIONS[spec.base.family],
         "ss_sd_model_name": Path(spec.base.checkpoint).name,
-        "ss_output_name": spec.name,
+        "ss_output_name": Path(spec.output).stem,
         "ss_steps": str(steps),
         "ss_max_train_steps": str(spec.steps),
         "ss_batch_size_per_device": str(spec.batch_size),
@@ -76,10 +76,10 @@ def training_metadata(spec: TrainingSpec, result: str, steps: int, mixed_precisi
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": _architecture(spec.base.family, result, prediction),
         "modelspec.implementation": "https://github.com/huggingface/diffusers",
-        "modelspec.title": spec.name,
+        "modelspec.title": Path(spec.output).stem,
         "modelspec.resolution": f"{side}x{side}",
         "modelspec.prediction_type": prediction,
-        "lora_loom.spec": json.dumps(without_folders(spec), sort_keys=True, ensure_ascii=False),
+        METADATA_KEY: json.dumps(without_folders(spec), sort_keys=True, ensure_ascii=False),
     }
     if isinstance(spec, TrainLoRASpec) and result == "adapter":
         metadata |= metadata_of(spec.network)

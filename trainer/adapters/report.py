@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..spec import METADATA_KEY
 from .embedding import read_embedding
 from .files import read_header, sha256_of
 from .hypernetwork import read_hypernetwork
@@ -182,7 +183,7 @@ def _said(metadata: Mapping[str, str]) -> Iterator[str]:
     tags = _tags(metadata)
     if tags:
         yield f"most frequent tags: {', '.join(f'{_plain(tag, 60)} {count}' for tag, count in tags.most_common(_MOST_TAGS))}"
-    spec = _json(metadata.get("lora_loom.spec", ""))
+    spec = _json(metadata.get(METADATA_KEY, ""))
     made = _json(metadata.get("lora_loom.made_by", ""))
     if isinstance(spec, dict):
         yield "made by: a training of LoRA Loom"
