@@ -75,7 +75,7 @@ class LoomDatasetFromFolder(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, folder: str) -> bool | str:
-        # ComfyUI reports what this gives on every input that it is asked about, so each is asked about by itself: masks by ComfyUI's own list.
+        # ComfyUI reports what this gives on every input that it asks about. So it asks about one, and masks are looked at when the node runs.
         try:
             dataset_folder(folder)
         except PathError as error:
