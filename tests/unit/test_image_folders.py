@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from unreadable import unprivileged, open_place
+from unreadable import open_place, unprivileged
 
 from trainer.data.image_folders import image_folders
 from trainer.data.images import SUFFIXES
