@@ -143,7 +143,7 @@ def _take(run: Run, event: Event) -> None:
 def _told(run: Run, code: int) -> str:
     end = run.history.end
     message = end.message if isinstance(end, Failed) else f"the trainer process ended without a word (exit code {code})"
-    if code == ExitCode.SPEC_WRONG:
+    if isinstance(end, Failed) and end.expected:
         return message
     try:
         lines = (run.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]

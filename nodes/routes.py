@@ -1,4 +1,5 @@
 """The HTTP routes: what runs there are, one run's history, and stopping one. Never a path in."""
+import asyncio
 from typing import Any
 
 from aiohttp import web
@@ -6,6 +7,7 @@ from pydantic import ValidationError
 from server import PromptServer
 
 from ..trainer.typed import Model
+from .asked import read_workflow
 from .runs import RUNS
 
 
@@ -31,7 +33,8 @@ def add_routes() -> None:
         events: list[Any] = [event.model_dump(mode="json") for event in told.events]
         if told.progress:
             events.append(told.progress.model_dump(mode="json"))
-        return web.json_response({"run": run.summary(), "events": events, "curve": told.curve()})
+        workflow = await asyncio.to_thread(read_workflow, run.folder)
+        return web.json_response({"run": run.summary(), "events": events, "curve": told.curve(), "workflow": workflow})
 
     @routes.post("/lora_loom/runs/{id}/stop")
     async def stop(request: web.Request) -> web.Response:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ..trainer.events import Event, Finished, Stop
 from ..trainer.history import History, history, read_events
 from ..trainer.spec import CaptionSpec, TrainingSpec, run_id
+from .asked import keep_workflow
 from .paths import runs_root
 
 State = Literal["running", "stopping", "finished", "stopped", "failed"]
@@ -15,7 +16,7 @@ State = Literal["running", "stopping", "finished", "stopped", "failed"]
 
 @dataclass
 class Run:
-    """One run of this server: what the routes tell of it."""
+    """One run of this server: what the routes tell of it. `workflow`: the id of the one whose `node` asked for it, empty where none did."""
 
     id: str
     node: str
@@ -27,11 +28,12 @@ class Run:
     step: int = 0
     total: int = 0
     started: float = field(default_factory=time.time)
+    workflow: str = ""
     process: "subprocess.Popen[bytes] | None" = None
 
     def summary(self) -> dict[str, Any]:
         """The JSON of `GET /lora_loom/runs`."""
-        shown = ("id", "node", "name", "task", "state", "step", "total", "started")
+        shown = ("id", "node", "name", "task", "state", "step", "total", "started", "workflow")
         return {key: getattr(self, key) for key in shown}
 
     def stop(self, save: Literal["adapter", "state", "nothing"]) -> None:
@@ -46,14 +48,16 @@ class Run:
 
     def message(self, event: Event) -> dict[str, Any]:
         """What every page is told of an event of this run."""
-        return {"run": self.id, "node": self.node, "name": self.name, "event": event.model_dump(mode="json")}
+        told = {key: getattr(self, key) for key in ("node", "name", "task", "started", "workflow")}
+        return {"run": self.id, **told, "event": event.model_dump(mode="json")}
 
 
 RUNS: dict[str, Run] = {}
 
 
 def announce(run: Run) -> None:
-    """Let the routes tell of a run."""
+    """Let the routes tell of a run that was just asked for."""
+    run.workflow = keep_workflow(run.folder)
     RUNS[run.id] = run
 
 

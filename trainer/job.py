@@ -34,11 +34,11 @@ def run_job(folder: Path) -> ExitCode:
         # A launcher takes every code but 0 for a crash; ours tells a stop from the events.
         return ExitCode.STOPPED if stopped and not is_launched() else ExitCode.FINISHED
     except (SpecError, FamilyError) as error:
-        channel.emit(Failed(message=str(error)))
+        channel.emit(Failed(message=str(error), expected=True))
         return ExitCode.SPEC_WRONG
     except Exception as error:
         traceback.print_exc()
-        channel.emit(Failed(message=_explained(error)))
+        channel.emit(Failed(message=_explained(error), expected=_is_expected(error)))
         return ExitCode.FAILED
 
 
@@ -83,5 +83,9 @@ def _explained(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     if type(error).__name__ == "OutOfMemoryError":
         return f"the device ran out of memory: lower batch_size or resolution, or close what else uses it. ({text.splitlines()[0]})"
-    named = type(error).__module__.startswith(__package__ or "")
-    return text if named else f"{type(error).__name__}: {text}"
+    return text if _is_expected(error) else f"{type(error).__name__}: {text}"
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether it is an error of this package, which says what is wrong by itself."""
+    return type(error).__module__.startswith(__package__ or "")
