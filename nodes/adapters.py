@@ -33,7 +33,7 @@ class LoomAdapterStack(io.ComfyNode):
                     "rows",
                     default="[]",
                     multiline=True,
-                    tooltip='A JSON list of rows: "on", "name", "model", "clip", if wanted "blocks", "start", "end", "curve"; names as in loras.',
+                    tooltip="The adapters from first to last, each with its weights for the model and the text encoder.",
                 ),
                 LoomAdapters.Input("adapters", optional=True, tooltip="Adapters to put before these rows, e.g. the one just trained."),
                 LoraStack.Input("lora_stack", optional=True, tooltip="A LORA_STACK of another pack to put before these rows."),

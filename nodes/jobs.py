@@ -167,8 +167,9 @@ def _last_words(run: Run, code: int, gave_up: bool) -> Failed:
 
 
 def _told(run: Run, code: int) -> str:
-    message = run.history.end.message if isinstance(run.history.end, Failed) else ""
-    if code == ExitCode.SPEC_WRONG:
+    end = run.history.end
+    message = end.message if isinstance(end, Failed) else ""
+    if code == ExitCode.SPEC_WRONG or (isinstance(end, Failed) and end.expected):
         return message
     try:
         lines = (run.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]

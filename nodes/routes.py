@@ -8,7 +8,8 @@ from server import PromptServer
 
 from ..trainer.past_runs import Summary
 from ..trainer.typed import Model
-from .paths import PathError
+from .asked import read_workflow
+from .paths import PathError, run_folder
 from .runs import ACTIVE, Run, find_run, history_of, listed_runs
 
 _MOST_LISTED = 200
@@ -71,7 +72,8 @@ def _whole(id: str) -> str:
     told = history_of(run)
     summary = run.summary() if isinstance(run, Run) else run
     events = [event.model_dump_json() for event in [*told.events, *filter(None, [told.progress])]]
-    return f'{{"run": {summary.model_dump_json()}, "events": [{", ".join(events)}], "curve": {json.dumps(told.curve())}}}'
+    rest = {"curve": told.curve(), "workflow": read_workflow(run_folder(id))}
+    return f'{{"run": {summary.model_dump_json()}, "events": [{", ".join(events)}], {json.dumps(rest)[1:]}'
 
 
 def _json(body: str) -> web.Response:

@@ -12,6 +12,7 @@ from ..trainer.events import Event, Finished, Stop
 from ..trainer.history import EVENTS_FILE, History, history, read_events
 from ..trainer.past_runs import About, PastRuns, State, Summary, read_summary
 from ..trainer.spec import CaptionSpec, TrainingSpec, run_id
+from .asked import keep_workflow
 from .paths import run_folder, runs_root
 
 ACTIVE: tuple[State, ...] = ("running", "stopping")
@@ -19,7 +20,9 @@ ACTIVE: tuple[State, ...] = ("running", "stopping")
 
 @dataclass
 class Run:
-    """One run of this server. `client` and `prompt`: ids of who queued the graph that is being executed, and of that graph."""
+    """One run of this server. `client` and `prompt`: ids of who queued the graph that is being executed, and of that graph; `workflow`: the id of the
+    one whose `node` asked for it, empty where none did.
+    """
 
     id: str
     node: str
@@ -33,6 +36,7 @@ class Run:
     started: float = field(default_factory=time.time)
     client: str = field(default_factory=lambda: PromptServer.instance.client_id or "")
     prompt: str = field(default_factory=lambda: _prompt())
+    workflow: str = ""
     process: "subprocess.Popen[bytes] | None" = None
 
     def summary(self) -> Summary:
@@ -55,8 +59,8 @@ class Run:
 
     def message(self, event: Event) -> dict[str, Any]:
         """What every page is told of an event of this run."""
-        who = {"run": self.id, "node": self.node, "name": self.name, "client": self.client, "prompt": self.prompt}
-        return {**who, "event": event.model_dump(mode="json")}
+        told = {key: getattr(self, key) for key in ("node", "name", "task", "started", "client", "prompt", "workflow")}
+        return {"run": self.id, **told, "event": event.model_dump(mode="json")}
 
 
 RUNS: dict[str, Run] = {}
@@ -70,11 +74,12 @@ def _prompt() -> str:
 
 
 def announce(run: Run) -> None:
-    """Let the routes tell of a run, in this server and in later ones."""
+    """Let the routes tell of a run that was just asked for, in this server and in later ones."""
     for ended in [known for known in RUNS.values() if known.state not in ACTIVE]:
         # Of a process that was killed only this server knows that it failed.
         ended.about().write(ended.folder)
         del RUNS[ended.id]
+    run.workflow = keep_workflow(run.folder)
     RUNS[run.id] = run
     run.about().model_copy(update={"state": None}).write(run.folder)
 

@@ -27,7 +27,10 @@ class _Event(Model):
 
 
 class Started(_Event):
-    """The process is up. `resumed_from` is the step whose state is continued, 0 for a new run; `parameters`: how many numbers train."""
+    """The process is up. `resumed_from` is the step whose state is continued, 0 for a new run; `parameters`: how many numbers train.
+
+    `precision`: fp16, bf16 or fp32; empty where nothing trains, and in events from before it was told.
+    """
 
     event: Literal["started"] = "started"
     run: str
@@ -36,6 +39,7 @@ class Started(_Event):
     total_steps: int
     resumed_from: int = 0
     parameters: int = 0
+    precision: str = ""
 
 
 class Phase(_Event):
@@ -80,7 +84,7 @@ class Progress(_Event):
     elapsed_seconds: float
     steps_per_second: float
     skipped_steps: int = 0
-    """Steps that fp16's gradient scaler refused; they are not counted in `step`."""
+    """Steps that were not taken, and are not counted in `step`: fp16 overflowed, or the loss or its gradient was not finite."""
 
 
 class Validation(_Event):
@@ -139,10 +143,11 @@ class Finished(_Event):
 
 
 class Failed(_Event):
-    """The run ended badly; `message` says what is wrong, where, and what to do."""
+    """The run ended badly; `message` says what is wrong, where, and what to do. `expected`: it says all, and the log has no more to tell."""
 
     event: Literal["failed"] = "failed"
     message: str
+    expected: bool = False
 
 
 Event = Started | Phase | Data | Progress | Validation | Sample | Caption | Checkpoint | Warned | Finished | Failed

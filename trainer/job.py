@@ -36,11 +36,12 @@ def run_job(folder: Path) -> ExitCode:
         # A launcher takes every code but 0 for a crash; ours tells a stop from the events.
         return ExitCode.STOPPED if stopped and not is_launched() else ExitCode.FINISHED
     except (SpecError, FamilyError) as error:
-        channel.emit(Failed(message=str(error)))
+        channel.emit(Failed(message=str(error), expected=True))
         return ExitCode.SPEC_WRONG
     except Exception as error:
         traceback.print_exc()
-        channel.emit(Failed(message=explained(error, channel.doing, folder, task) or _in_words(error)))
+        known = explained(error, channel.doing, folder, task)
+        channel.emit(Failed(message=known or _in_words(error), expected=bool(known) or _is_expected(error)))
         return ExitCode.FAILED
 
 
@@ -83,5 +84,9 @@ def _caption(spec: CaptionSpec, folder: Path, channel: Channel) -> bool:
 
 def _in_words(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
-    named = type(error).__module__.startswith(__package__ or "")
-    return text if named else f"{type(error).__name__}: {text}"
+    return text if _is_expected(error) else f"{type(error).__name__}: {text}"
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether it is an error of this package, which says what is wrong by itself."""
+    return type(error).__module__.startswith(__package__ or "")

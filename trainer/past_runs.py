@@ -29,8 +29,9 @@ State = Literal["running", "stopping", "finished", "stopped", "failed", "interru
 class About(Model):
     """`run.json`: who asked for a run, which is no part of what it does. `started`: its last start, Unix time in seconds.
 
-    `node`: the id in the graph of the node that asked last. `client`, `prompt`: ids of the client that queued that graph and of the queued graph;
-    empty where they are not known. `state`: how it ended for the server that ran it, where its events may not say.
+    `node`: the id in the graph of the node that asked last. `client`, `prompt`, `workflow`: ids of the client that queued that graph, of the queued
+    graph, and of the workflow that it came from; empty where they are not known. `state`: how it ended for the server that ran it, where its events
+    may not say.
     """
 
     node: str = ""
@@ -38,6 +39,7 @@ class About(Model):
     task: str
     client: str = ""
     prompt: str = ""
+    workflow: str = ""
     started: float
     state: State | None = None
 
@@ -52,7 +54,7 @@ class About(Model):
 
 
 class Summary(Model):
-    """A run in a list. `step` of `total`: steps taken; `started`, `node`, `client`, `prompt`: as `About` has them."""
+    """A run in a list. `step` of `total`: steps taken; `started`, `node`, `client`, `prompt`, `workflow`: as `About` has them."""
 
     id: str
     node: str
@@ -64,6 +66,7 @@ class Summary(Model):
     started: float
     client: str
     prompt: str
+    workflow: str
 
 
 @dataclass
@@ -141,6 +144,7 @@ def read_summary(folder: Path) -> Summary | None:
             started=about.started if about else told.first or folder.stat().st_mtime,
             client=about.client if about else "",
             prompt=about.prompt if about else "",
+            workflow=about.workflow if about else "",
         )
     except OSError as error:
         say_once(f"the run {readable(folder)} cannot be read ({system_reason(error)}) and is left out of the list of runs.")

@@ -80,6 +80,7 @@ class Training:
                 total_steps=spec.steps,
                 resumed_from=resumed_from,
                 parameters=self.numbers,
+                precision="fp32" if self.formats.name == "no" else self.formats.name,
             )
         )
         self._tell_of_number()

@@ -11,6 +11,9 @@ import { dragByHandle } from "./row_drag.js";
 import { LARGEST_WEIGHT, changedDetails, clipWeight, detail, isOn, modelWeight, unknownKeys } from "./rows_json.js";
 import { showSwitch, switchButton } from "./switch_button.js";
 
+/** How the names of adapters' files end. */
+const FILE = /\.(safetensors|sft|pt|pth|ckpt|bin)$/i;
+
 /**
  * Builds the row's element. `state` is {open, solo}: its details are unfolded, it is the one row that is tried.
  *
@@ -114,14 +117,13 @@ function nameField(row, index, label, actions) {
         after: extension,
       }));
       const typed = query.trim();
-      // An adapter may be named before its file is there.
-      if (typed && !isKnown(typed)) found.push({ value: typed, before: "not here: ", text: typed });
-      return found;
+      // An adapter may be named before its file is there; beside what is found, what was typed is a part of a name.
+      return typed && !found.length ? [{ value: typed, before: "not here: ", text: typed }] : found;
     },
     current: () => row.name,
     shown: shortName,
-    // What finds something was a search that was given up.
-    settle: (text) => (text && (isKnown(text) || !search(knownAdapters(), text).length) ? text : null),
+    // What finds something was a search that was given up, unless it is a whole name.
+    settle: (text) => (text && (isKnown(text) || FILE.test(text) || !search(knownAdapters(), text).length) ? text : null),
     set(value) {
       row.name = value;
       markName(input, value);

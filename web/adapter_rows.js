@@ -1,10 +1,10 @@
 // The widget of LoomAdapterStack.rows: a row for each adapter. Its value is the JSON text itself.
 
-import { app } from "../../scripts/app.js";
 import { onNames, refreshNames } from "./adapter_names.js";
 import { buildRow, markName } from "./adapter_row.js";
 import { refreshChoices } from "./choice_list.js";
-import { chain, el, followHeight, onGraph, setText, shareEvents } from "./dom.js";
+import { chain, el, followHeight, isVueNode, onGraph, setText, shareEvents } from "./dom.js";
+import { addStep } from "./graph_history.js";
 import { createSolo } from "./row_solo.js";
 import { formatRows, isOn, newRow, parseRows } from "./rows_json.js";
 import { showSwitch, switchButton } from "./switch_button.js";
@@ -19,7 +19,7 @@ export function createRowsWidget(node, inputName, inputData, type) {
   let text = inputData[1]?.default || "[]";
   let rows = [];
   let forgetNames = null;
-  const solo = createSolo();
+  const solo = createSolo(node);
   /** The rows whose details are unfolded. */
   const unfolded = new WeakSet();
 
@@ -69,11 +69,13 @@ export function createRowsWidget(node, inputName, inputData, type) {
     // A field that goes away may still have something to say about a row that is no more.
     if (row && !rows.includes(row)) return;
     text = formatRows(rows);
+    solo.keep(rows);
     widget.callback?.(text);
   };
   const done = () => {
     node.graph?.setDirtyCanvas(true, true);
-    app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState();
+    const resized = measured.measure();
+    addStep(resized && isVueNode(root));
   };
   const showAll = () => {
     const count = rows.filter(isOn).length;
@@ -156,7 +158,7 @@ export function createRowsWidget(node, inputName, inputData, type) {
       problem = `These rows cannot be read (${e.message}). Repair the text below.`;
       if (raw.value !== text) raw.value = text;
     }
-    solo.forget();
+    solo.restore(rows);
     fill();
     repair.hidden = !problem;
     fields.hidden = Boolean(problem);

@@ -65,19 +65,20 @@ export function shareEvents(root) {
 
 /**
  * How high a DOM widget must be, for litegraph, which cannot ask CSS.
- * `parts` are the elements whose height is their own; `fixed()` is what is needed besides.
+ * `parts` are the elements whose height is their own; `fixed()` is what is needed besides. `measure()` gives whether the height has changed.
  */
 export function followHeight(node, root, parts, fixed, initial) {
   let height = initial;
   const measure = () => {
     // Out of view or not mounted yet, nothing has a height.
-    if (!root.getClientRects().length) return;
+    if (!root.getClientRects().length) return false;
     const needed = parts.reduce((sum, part) => sum + part.offsetHeight, 0) + fixed();
-    if (needed === height) return;
+    if (needed === height) return false;
     height = needed;
     // Nodes 2.0 grow by themselves.
     if (!isVueNode(root)) node.expandToFitContent();
     node.graph?.setDirtyCanvas(true, true);
+    return true;
   };
   const observer = new ResizeObserver(measure);
   for (const part of parts) observer.observe(part);

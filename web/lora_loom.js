@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { createRowsWidget } from "./adapter_rows.js";
 import { loadStyle } from "./dom.js";
+import { showAllDigits } from "./number_digits.js";
 import { addReportText } from "./report_text.js";
 import { listen } from "./run_feed.js";
 import { addRunWidget } from "./run_widget.js";
@@ -56,16 +57,6 @@ app.registerExtension({
     if (node.comfyClass in TRAININGS) addRunWidget(node, { task: TRAININGS[node.comfyClass], curve: true });
     if (node.comfyClass === "LoomCaptionDataset") addRunWidget(node, { task: "caption", curve: false });
     if (REPORTING.has(node.comfyClass)) addReportText(node);
-    if (node.comfyClass?.startsWith("Loom")) showAllDigits(node);
+    if (node.comfyClass?.startsWith("Loom")) node.widgets?.forEach(showAllDigits);
   },
 });
-
-// Nodes 2.0 (frontend 1.32) gives numbers no decimals on a node that is dragged in, and three on one that is loaded: 0.15 that is typed becomes 1, and
-// 0.0001 reads 0. The canvas shows as many as the step has. What an input is rounded to says how many it needs.
-function showAllDigits(node) {
-  for (const widget of node.widgets ?? []) {
-    const finest = Number(widget.options?.round) || Number(widget.options?.step2);
-    const digits = finest < 1 ? Math.ceil(-Math.log10(finest) - 1e-9) : 0;
-    if (digits > 0) Object.assign(widget.options, { precision: digits, maxFractionDigits: digits });
-  }
-}

@@ -2,9 +2,16 @@
 // one for each run's history. Nodes watch the feed; it tells each of them about the run it owns.
 
 import { api } from "../../scripts/api.js";
-import { fromHistory, isOver, newState, reduce } from "./run_state.js";
+import { listenToQueue } from "./run_queue.js";
+import { NotRunning, getRun, getRuns, postStop } from "./run_routes.js";
+import { settingsOf } from "./run_settings.js";
+import { fromHistory, isOver, reduce } from "./run_state.js";
 
-/** id -> {run, state, loading, waiting, seen}. `state` is there once a node shows the run. */
+/**
+ * id -> {run, asked, askers, state, settings, loading, waiting, seen}. `askers` are the nodes that asked for the run, each as {workflow, node}:
+ * the workflow's id and the path in it; `asked` is when one last did. `state` is there once a node shows the run, and `settings` are those that
+ * it was asked for with.
+ */
 const entries = new Map();
 const watchers = new Set();
 let listing = null;
@@ -15,7 +22,10 @@ let clockOffset = 0;
 /** The server's unix time. */
 export const serverNow = () => Date.now() / 1000 + clockOffset;
 
-/** Starts telling `watcher` ({owns(run), show(state)}) about its newest run; returns the function that ends it. */
+/**
+ * Starts telling `watcher` ({owns(run, askers), workflowOf(path), show(state, settings)}) about its newest run, and that the queue or the graph has
+ * changed; returns the function that ends it.
+ */
 export function watch(watcher) {
   watchers.add(watcher);
   refresh();
@@ -24,15 +34,12 @@ export function watch(watcher) {
 
 /** Asks the trainer to save and leave. Throws when the server cannot be reached or says no. */
 export async function stopRun(id) {
-  const response = await api.fetchApi(`/lora_loom/runs/${encodeURIComponent(id)}/stop`, {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ save: true }),
-  });
   const entry = entries.get(id);
-  if (!response.ok) {
-    if (entry) load(entry);
-    throw new Error(response.status === 409 ? "This run is no longer running." : `The server answered ${response.status}.`);
+  try {
+    await postStop(id);
+  } catch (error) {
+    if (entry && error instanceof NotRunning) load(entry);
+    throw error;
   }
   if (entry?.state && !isOver(entry.state)) entry.state = { ...entry.state, status: "stopping" };
   tell();
@@ -45,31 +52,55 @@ export function listen() {
   api.addEventListener("reconnected", () => refresh(true));
   // A training that is found done sends no events; the server lists it once its node has answered.
   api.addEventListener("executed", ({ detail }) => {
-    if (detail.output?.lora_loom) refresh();
+    const [result] = detail.output?.lora_loom ?? [];
+    if (result) refresh().then(() => adopt(result.run, detail.display_node ?? detail.node));
   });
   // A trainer that was killed cannot say so; the server's list can.
   for (const type of ["execution_error", "execution_interrupted"]) api.addEventListener(type, () => refresh(true));
+  listenToQueue(tell);
+  // Settings may have been changed; a field's value is set when it is left.
+  api.addEventListener("graphChanged", tell);
+  window.addEventListener("focusout", () => requestAnimationFrame(tell));
 }
 
-function receive({ run: id, node, name, event }) {
+function receive({ run: id, event, ...told }) {
   clockOffset = event.time - Date.now() / 1000;
-  const isNew = !entries.has(id);
-  const entry = entryOf({ id, node, name, task: event.task ?? null, started: event.time });
-  if (event.event === "started") entry.run.task = event.task;
-  if (entry.loading) {
-    entry.waiting.push(event);
-    return;
+  const entry = entryOf({ id, ...told });
+  const isAnew = entry.run.started !== told.started;
+  merge(entry, told);
+  if (entry.loading) entry.waiting.push(event);
+  else if (!entry.state || isAnew) {
+    if (isOwned(entry)) load(entry, [event]);
+  } else {
+    apply(entry, event);
+    tell();
   }
-  if (!entry.state) {
-    if (!isOwned(entry.run)) return;
-    if (!(isNew && event.event === "started")) {
-      load(entry, [event]);
-      return;
-    }
-    entry.state = newState(entry.run);
+}
+
+/** Takes what the server says of a run. */
+function merge(entry, run) {
+  entry.run = { ...entry.run, ...run };
+  entry.asked = Math.max(entry.asked, run.started);
+  addAsker(entry, run.workflow, run.node);
+}
+
+function addAsker({ askers }, workflow, node) {
+  if (!workflow || askers.some((asker) => asker.workflow === workflow && asker.node === node)) return;
+  askers.push({ workflow, node });
+}
+
+/** What the node of this page got is its run, also where another one asked for it first and ComfyUI has kept the result. */
+function adopt(id, path) {
+  const entry = entries.get(id);
+  if (!entry) return;
+  for (const watcher of watchers) {
+    const workflow = watcher.workflowOf(path);
+    if (!workflow) continue;
+    addAsker(entry, workflow, String(path));
+    entry.asked = serverNow();
   }
-  apply(entry, event);
-  tell();
+  if (!entry.state && !entry.loading && isOwned(entry)) load(entry);
+  else tell();
 }
 
 function apply(entry, event) {
@@ -84,13 +115,13 @@ const keyOf = (event) => (event.event === "progress" ? "" : JSON.stringify(event
 function entryOf(run) {
   let entry = entries.get(run.id);
   if (!entry) {
-    entry = { run, state: null, loading: false, waiting: [], seen: new Set() };
+    entry = { run, asked: 0, askers: [], state: null, settings: null, loading: false, waiting: [], seen: new Set() };
     entries.set(run.id, entry);
   }
   return entry;
 }
 
-const isOwned = (run) => [...watchers].some((watcher) => watcher.owns(run));
+const isOwned = (entry) => [...watchers].some((watcher) => watcher.owns(entry.run, entry.askers));
 
 /** Reads the list of runs, and with `again` the histories of those still going. */
 async function refresh(again = false) {
@@ -100,15 +131,15 @@ async function refresh(again = false) {
   for (const run of answer.runs) {
     listed.add(run.id);
     const entry = entryOf(run);
-    entry.run = { ...entry.run, ...run };
-    const wanted = entry.state ? again && !isOver(entry.state) : isNewestOfAny(entry);
+    const isAnew = entry.run.started !== run.started;
+    merge(entry, run);
+    const wanted = entry.state ? isAnew || (again && !isOver(entry.state)) : isNewestOfAny(entry);
     if (wanted && !entry.loading) load(entry);
   }
   for (const entry of known) {
     if (listed.has(entry.run.id) || !entry.state || isOver(entry.state)) continue;
-    // A new server knows nothing of its predecessor's runs; the trainer leaves when its server does.
-    const warnings = [...entry.state.warnings, "ComfyUI was restarted during this run."];
-    entry.state = { ...entry.state, status: "stopped", warnings };
+    // Its folder is gone, and its process with the server that started it.
+    entry.state = { ...entry.state, status: "interrupted" };
   }
   tell();
 }
@@ -126,10 +157,11 @@ function list() {
 async function load(entry, waiting = []) {
   entry.loading = true;
   entry.waiting = waiting;
-  const answer = await getJson(`/lora_loom/runs/${encodeURIComponent(entry.run.id)}`);
+  const answer = await getRun(entry.run.id);
   entry.loading = false;
   if (answer) {
-    entry.run = { ...entry.run, ...answer.run };
+    merge(entry, answer.run);
+    entry.settings = answer.workflow && settingsOf(answer.workflow, answer.run.node);
     entry.state = fromHistory(answer.run, answer.events, answer.curve);
     entry.seen = new Set(answer.events.slice(-200).map(keyOf).filter(Boolean));
   }
@@ -140,21 +172,12 @@ async function load(entry, waiting = []) {
 
 async function getList() {
   const known = [...entries.values()];
-  return { known, answer: await getJson("/lora_loom/runs") };
-}
-
-async function getJson(route) {
-  try {
-    const response = await api.fetchApi(route);
-    return response.ok ? await response.json() : null;
-  } catch {
-    return null; // No connection: "reconnected" asks again.
-  }
+  return { known, answer: await getRuns() };
 }
 
 function newestOf(watcher) {
-  const owned = [...entries.values()].filter((entry) => watcher.owns(entry.run));
-  return owned.reduce((newest, entry) => (newest && newest.run.started >= entry.run.started ? newest : entry), null);
+  const owned = [...entries.values()].filter((entry) => watcher.owns(entry.run, entry.askers));
+  return owned.reduce((newest, entry) => (newest && newest.asked >= entry.asked ? newest : entry), null);
 }
 
 const isNewestOfAny = (entry) => [...watchers].some((watcher) => newestOf(watcher) === entry);
@@ -163,7 +186,7 @@ function tell() {
   const shown = new Set();
   for (const watcher of watchers) {
     const entry = newestOf(watcher);
-    if (entry?.state) watcher.show(entry.state);
+    watcher.show(entry?.state ?? null, entry?.settings ?? null);
     shown.add(entry);
   }
   // Curves of runs that are over and out of sight are not kept; the server has them.

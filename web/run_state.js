@@ -1,22 +1,24 @@
 // What the page knows of a run: trainer events in, one plain state out. No DOM, no network, no clock.
 
-/** Points kept of a loss curve; beyond it the curve is thinned evenly. */
-export const MAX_POINTS = 2000;
+import { MAX_POINTS, addLosses, emptyCurve } from "./loss_points.js";
 
-const ENDED = new Set(["finished", "stopped", "failed"]);
+// A process that was killed with its server is interrupted.
+const ENDED = new Set(["finished", "stopped", "failed", "interrupted"]);
 
 export const isOver = (state) => ENDED.has(state.status);
 
-/** The state before the first event. `run` is as in GET /lora_loom/runs. */
-export function newState(run) {
+/** The state before the first event. `run` is as in GET /lora_loom/runs. `attempt`: when the server began the process that is followed. */
+function newState(run) {
   return {
     id: run.id,
     status: "running",
+    attempt: null,
+    precision: "",
     phase: null,
     step: 0,
     total: run.total ?? 0,
-    started: run.started ?? null,
-    lastTime: run.started ?? null,
+    started: null,
+    lastTime: null,
     stepTime: null,
     rate: 0,
     learningRate: null,
@@ -35,9 +37,19 @@ export function newState(run) {
   };
 }
 
+/** `state` at the beginning of a process that goes on with the run. What was drawn stays until it says from which step it does. */
+function begun(state, started) {
+  const none = { phase: null, stepTime: null, rate: 0, error: "", adapter: "" };
+  return { ...state, ...none, status: "running", attempt: started, started, lastTime: started };
+}
+
 /** The state that a run's history leads to: events in order, and the curve as [step, loss] pairs. */
 export function fromHistory(run, events, curve) {
-  let state = events.reduce(reduce, newState(run));
+  // The file of events goes back to the run's first start; its last words may be those of an earlier process.
+  const earlier = events.filter((event) => event.time < run.started);
+  const own = events.filter((event) => !(event.time < run.started));
+  let state = earlier.reduce(reduce, newState(run));
+  if (own.length || !ENDED.has(run.state)) state = own.reduce(reduce, begun(state, run.started));
   // The events carry the last losses only and the curve may end earlier: join the two.
   const end = curve.at(-1)?.[0] ?? -Infinity;
   const tail = state.points.filter((point) => point.step > end).map(({ step, loss }) => [step, loss]);
@@ -66,7 +78,9 @@ export function reduce(state, event) {
           phase: null,
           step: from,
           total: event.total_steps,
-          started: event.time,
+          // The process was begun seconds before it says so.
+          started: state.attempt == null ? event.time : state.started,
+          precision: event.precision ?? "",
           error: "",
           validations: state.validations.filter((v) => v.step <= from),
         },
@@ -102,23 +116,6 @@ export function reduce(state, event) {
   }
 }
 
-/** Seconds since the start and, where it can be told, until the end. `now` is the server's clock. */
-export function times(state, now) {
-  const end = isOver(state) ? state.lastTime : Math.max(now, state.lastTime);
-  const elapsed = state.started === null ? null : Math.max(0, end - state.started);
-  return { elapsed, remaining: isOver(state) ? null : remaining(state, now) };
-}
-
-function remaining(state, now) {
-  const { phase } = state;
-  if (phase?.total > 0 && phase.time > phase.since && phase.done > phase.from) {
-    const left = ((phase.total - phase.done) * (phase.time - phase.since)) / (phase.done - phase.from);
-    return Math.max(0, left - Math.max(0, now - phase.time));
-  }
-  if (!(state.rate > 0) || state.stepTime === null) return null;
-  return Math.max(0, (state.total - state.step) / state.rate - Math.max(0, now - state.stepTime));
-}
-
 function phaseAfter(phase, { name, done = 0, total = 0, detail = "", time }) {
   const same = phase?.name === name && phase.total === total && done >= phase.done;
   const start = same ? { since: phase.since, from: phase.from } : { since: time, from: done };
@@ -129,7 +126,7 @@ function withProgress(state, event) {
   const first = event.step - event.losses.length + 1;
   const pairs = event.losses.map((loss, i) => [first + i, loss]).filter(([step]) => step > state.lossStep);
   // Steps are being taken, so whatever came before (loading, sampling, saving) is over.
-  const phase = state.phase?.name.startsWith("train") ? state.phase : phaseAfter(null, { name: "training" });
+  const phase = state.phase?.name.startsWith("train") ? state.phase : phaseAfter(null, { name: "training", time: event.time });
   const progressed = {
     ...state,
     phase,
@@ -142,45 +139,4 @@ function withProgress(state, event) {
     lossIsNumber: event.losses.length ? Number.isFinite(event.losses.at(-1)) : state.lossIsNumber,
   };
   return addLosses(progressed, pairs, Math.max(state.lossStep, event.step));
-}
-
-function emptyCurve(lossStep) {
-  return { points: [], stride: 1, lossStep, average: { value: 0, weight: 0, step: lossStep } };
-}
-
-function addLosses(state, pairs, lossStep) {
-  const points = state.points.slice();
-  // Diffusion losses scatter widely: smooth over a fiftieth of the run, within reason.
-  const span = Math.min(50, Math.max(5, state.total / 50));
-  let { average, stride } = state;
-  for (const [step, loss] of pairs) {
-    if (!Number.isFinite(loss)) continue;
-    average = averageWith(average, step, loss, span);
-    const point = { step, loss, smooth: average.value / average.weight };
-    const last = points.length - 1;
-    // The newest point is always shown; if it is too near to the one before, the next replaces it.
-    if (last > 0 && points[last].step - points[last - 1].step < stride) points[last] = point;
-    else points.push(point);
-  }
-  while (points.length > MAX_POINTS) {
-    stride *= 2;
-    points.splice(0, points.length, ...thinned(points, stride));
-  }
-  return { ...state, points, stride, average, lossStep };
-}
-
-// An exponential average that is right from the first value on (weight corrects the start)
-// and where a gap of n steps fades the past as n steps would.
-function averageWith({ value, weight, step: before }, step, loss, span) {
-  const decay = weight ? Math.exp(-Math.max(1, step - before) / span) : 0.5;
-  return { value: decay * value + (1 - decay) * loss, weight: decay * weight + (1 - decay), step };
-}
-
-function thinned(points, stride) {
-  const kept = [];
-  for (const point of points) {
-    if (!kept.length || point.step - kept.at(-1).step >= stride) kept.push(point);
-  }
-  if (kept.at(-1) !== points.at(-1)) kept.push(points.at(-1));
-  return kept;
 }

@@ -2,29 +2,49 @@
 
 import { isOver } from "./run_state.js";
 
-const STATUS = { finished: "Finished", stopped: "Stopped", failed: "Failed", stopping: "Stopping…" };
+const TURN = { queued: "Queued", starting: "Starting" };
+const STATUS = { finished: "Finished", stopped: "Stopped", failed: "Failed", interrupted: "Interrupted", stopping: "Stopping…" };
+const ENDS = { finished: "finished", stopped: "was stopped", failed: "failed", interrupted: "was interrupted" };
 
-/** What the run is doing, without numbers: this is read aloud when it changes. */
-export function phaseName(state) {
+/** What the run is doing, without numbers: this is read aloud when it changes. `turn`: as in `turnOf`; `changed`: with other settings than now. */
+export function phaseName(state, turn, changed) {
+  if (turn) return TURN[turn];
   if (!state) return "Not run yet";
+  if (changed) return "Settings changed since the last run";
   if (STATUS[state.status]) return STATUS[state.status];
   return sentence(state.phase?.name ?? "starting");
 }
 
 /** How far the phase is, or what the run made. */
-export function phaseDetail(state) {
-  if (!state) return "";
-  if (isOver(state)) return state.adapter ? `saved as ${fileName(state.adapter)}` : "";
+export function phaseDetail(state, turn, changed) {
+  if (!state || turn) return "";
+  if (isOver(state)) {
+    const saved = state.adapter ? `saved as ${fileName(state.adapter)}` : "";
+    return changed ? [`which ${ENDS[state.status]}`, saved].filter(Boolean).join(", ") : saved;
+  }
   const { done, total, detail } = state.phase ?? {};
   return [total > 0 ? `${done} of ${total}` : "", detail].filter(Boolean).join(" · ");
 }
 
-/** The share of the work that is done, or null when it cannot be told. */
+/** The share of the steps that is done, before the first one that of the phase; null when neither can be told. */
 export function share(state) {
   if (isOver(state)) return null;
   const { done, total } = state.phase ?? {};
-  if (total > 0) return done / total;
+  if (total > 0 && !(state.rate > 0)) return done / total;
   return state.total > 0 ? state.step / state.total : null;
+}
+
+/** How long there is still to go; `ofPhase`: until the end of the phase only. */
+export function remainingText(state, { remaining, ofPhase }) {
+  if (remaining === null) return "";
+  return `${ofPhase ? `${state.phase.name.replaceAll("_", " ")}: ` : ""}${duration(remaining)} left`;
+}
+
+/** How many steps were not taken, and why; only fp16 overflows. */
+export function skippedText({ skipped, precision }) {
+  if (!(skipped > 0)) return "";
+  const why = precision === "fp16" ? "fp16 overflow" : "the loss or its gradient was not a number";
+  return `${skipped} ${skipped === 1 ? "step" : "steps"} skipped: ${why}`;
 }
 
 /** 75 -> "1:15", 3675 -> "1:01:15" */

@@ -3,8 +3,20 @@
 import { api } from "../../scripts/api.js";
 import { el, setText } from "./dom.js";
 import { curveRange, drawCurve } from "./loss_curve.js";
-import { isOver, times } from "./run_state.js";
-import { duration, fileName, learningRateText, lossText, phaseDetail, phaseName, rateText, share } from "./run_text.js";
+import { isOver } from "./run_state.js";
+import {
+  duration,
+  fileName,
+  learningRateText,
+  lossText,
+  phaseDetail,
+  phaseName,
+  rateText,
+  remainingText,
+  share,
+  skippedText,
+} from "./run_text.js";
+import { times } from "./run_times.js";
 
 /** Builds the parts of one widget; `curve` is false for runs that have no loss. */
 export function buildRunView(curve) {
@@ -50,35 +62,38 @@ export function buildRunView(curve) {
   return p;
 }
 
-/** Shows `state`, or that there is none yet. `asked`: the run was just asked to stop. `now` is the server's clock. */
-export function showRun(p, state, { asked, problem, now }) {
-  p.root.dataset.state = state?.status ?? "idle";
+/**
+ * Shows `state`, or that there is none yet. `turn`: the node waits in the queue, or has its turn and its run says nothing yet, as in `turnOf`;
+ * `changed`: the run had other settings; `asked`: it was just asked to stop. `now` is the server's clock.
+ */
+export function showRun(p, state, { turn, changed, asked, problem, now }) {
+  const shown = turn ? null : state;
+  p.root.dataset.state = turn || (changed ? "changed" : (state?.status ?? "idle"));
   p.root.dataset.run = state?.id ?? "";
-  setText(p.phase, phaseName(state));
-  setText(p.detail, phaseDetail(state));
-  p.detail.title = state?.adapter ?? "";
-  const running = Boolean(state) && !isOver(state);
-  p.stop.hidden = !running;
+  setText(p.phase, phaseName(state, turn, changed));
+  setText(p.detail, phaseDetail(state, turn, changed));
+  p.detail.title = shown?.adapter ?? "";
+  p.stop.hidden = !shown || isOver(shown);
   p.stop.disabled = asked || state?.status === "stopping";
   p.stop.textContent = p.stop.disabled ? "Stopping…" : "Stop (save)";
-  for (const part of [p.bar, p.facts, p.bottom]) part.hidden = !state;
-  p.plot.hidden = !p.hasCurve || !state?.points.length;
-  if (!state) return;
-  showFacts(p, state, now);
-  if (!p.plot.hidden) showCurve(p, state);
-  showNotes(p, state);
+  for (const part of [p.bar, p.facts, p.bottom]) part.hidden = !shown;
+  p.plot.hidden = !p.hasCurve || !shown?.points.length;
+  if (!shown) return;
+  showFacts(p, shown, now);
+  if (!p.plot.hidden) showCurve(p, shown);
+  showNotes(p, shown);
   setText(p.problem, problem);
-  showPicture(p, state);
+  showPicture(p, shown);
 }
 
 function showFacts(p, state, now) {
   const done = share(state);
   p.bar.hidden = done === null;
   if (done !== null) p.bar.value = done;
-  const { elapsed, remaining } = times(state, now);
+  const time = times(state, now);
   setText(p.step, state.total > 0 ? `${p.hasCurve ? "Step" : "Picture"} ${state.step} of ${state.total}` : "");
-  setText(p.elapsed, elapsed === null ? "" : `${duration(elapsed)} elapsed`);
-  setText(p.remaining, remaining === null ? "" : `${duration(remaining)} left`);
+  setText(p.elapsed, time.elapsed === null ? "" : `${duration(time.elapsed)} elapsed`);
+  setText(p.remaining, remainingText(state, time));
   setText(p.rate, state.rate > 0 ? rateText(state.rate) : "");
   setText(p.learningRate, state.learningRate === null ? "" : `LR ${learningRateText(state.learningRate)}`);
   const hasLoss = state.lossStep > 0 && p.hasCurve;
@@ -100,8 +115,7 @@ function showNotes(p, state) {
   const validation = state.validations.at(-1);
   setText(p.validation, validation ? `Validation loss ${lossText(validation.loss)} at step ${validation.step}` : "");
   p.validation.title = state.validations.map((v) => `${v.step}: ${lossText(v.loss)}`).join("\n");
-  const { skipped } = state;
-  setText(p.skipped, skipped > 0 ? `${skipped} ${skipped === 1 ? "step" : "steps"} skipped: fp16 overflow` : "");
+  setText(p.skipped, skippedText(state));
   if (p.shownWarnings !== state.warnings) {
     p.shownWarnings = state.warnings;
     p.warnings.replaceChildren(...state.warnings.map((text) => el("li", { class: "lora-loom-warning", text })));

@@ -1,7 +1,10 @@
 // Puts the run widget on a node and keeps it on the run that the node started.
 
 import { followHeight, onGraph, shareEvents } from "./dom.js";
+import { leadsTo, pathTo } from "./node_path.js";
 import { serverNow, stopRun, watch } from "./run_feed.js";
+import { turnOf } from "./run_queue.js";
+import { settingsOf } from "./run_settings.js";
 import { isOver } from "./run_state.js";
 import { buildRunView, showRun } from "./run_view.js";
 
@@ -14,6 +17,7 @@ const IDLE_HEIGHT = 44;
 export function addRunWidget(node, { task, curve }) {
   const view = buildRunView(curve);
   let state = null;
+  let settings = null;
   let asked = false;
   let problem = "";
   let frame = 0;
@@ -33,25 +37,32 @@ export function addRunWidget(node, { task, curve }) {
 
   const render = () => {
     frame = 0;
-    showRun(view, state, { asked, problem, now: serverNow() });
+    const running = state && !isOver(state);
+    const turn = running ? "" : turnOf(node);
+    showRun(view, state, { turn, changed: !running && isChanged(), asked, problem, now: serverNow() });
     measured.measure();
+  };
+  /** Whether the run had other settings than the node has now. */
+  const isChanged = () => {
+    const path = settings === null ? null : pathTo(node);
+    return path !== null && settingsOf(node.graph.rootGraph.serialize(), path) !== settings;
   };
   const renderSoon = () => (frame ||= requestAnimationFrame(render));
   // A canvas has to be drawn anew at each size.
   new ResizeObserver(renderSoon).observe(view.plot);
 
   const watcher = {
-    // The run on display stays, also when the name is edited meanwhile.
-    owns: (run) => run.id === state?.id || isRunOf(run, node, task),
-    show(newState) {
-      if (newState === state) return;
-      if (newState.id !== state?.id) {
-        asked = false;
-        problem = "";
-      }
+    owns: (run, askers) => run.task === task && askers.some(({ workflow, node: path }) => isAt(node, workflow, path)),
+    workflowOf: (path) => (leadsTo(path, node) ? node.graph.rootGraph.id : null),
+    show(newState, newSettings) {
+      const isAnother = newState?.id !== state?.id || newState?.attempt !== state?.attempt;
+      if (isAnother) problem = "";
+      // A run that was stopped goes on under the same id, and can be stopped again.
+      if (isAnother || (newState && isOver(newState))) asked = false;
       state = newState;
+      settings = newSettings;
       clearInterval(ticker);
-      if (unwatch && !isOver(state)) ticker = setInterval(renderSoon, 1000);
+      if (unwatch && state && !isOver(state)) ticker = setInterval(renderSoon, 1000);
       renderSoon();
     },
   };
@@ -81,23 +92,4 @@ export function addRunWidget(node, { task, curve }) {
   render();
 }
 
-/** Whether `node` started `run`: "5:3" is node 3 in the subgraph of node 5. */
-function isRunOf(run, node, task) {
-  if (run.task && run.task !== task) return false;
-  let graph = node.graph?.rootGraph;
-  let found = null;
-  for (const id of String(run.node).split(":")) {
-    found = graph?.getNodeById(id);
-    graph = found?.subgraph;
-  }
-  if (!found || found !== node) return false;
-  const name = task === "caption" ? null : nameOf(node);
-  return name === null || name === run.name;
-}
-
-/** The name that the node trains under, or null when a link supplies it. */
-function nameOf(node) {
-  const isName = (item) => item.name === "name";
-  if (node.inputs?.find(isName)?.link != null) return null;
-  return node.widgets?.find(isName)?.value ?? null;
-}
+const isAt = (node, workflow, path) => node.graph?.rootGraph?.id === workflow && leadsTo(path, node);

@@ -3,6 +3,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from comfy_page import SAVE_AND_LOAD
 from loom_server import Server
 from playwright.sync_api import Locator, Page, expect
 
@@ -24,11 +25,6 @@ SET_ROWS = """(rows) => {
     app.extensionManager.workflow.activeWorkflow.changeTracker.checkState();
 }"""
 HISTORY = "app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
-SAVE_AND_LOAD = """async () => {
-    const saved = JSON.parse(JSON.stringify(app.graph.serialize()));
-    app.graph.clear();
-    await app.loadGraphData(saved);
-}"""
 ZOOM = """(scale) => {
     const stack = app.graph.nodes.find((node) => node.type === "LoomAdapterStack");
     app.canvas.ds.scale = scale;

@@ -3,20 +3,9 @@ import re
 from collections.abc import Callable
 
 import pytest
+from comfy_page import set_widget
 from loom_server import Server, training_graph
 from playwright.sync_api import Page, Route, expect
-
-
-def set_widget(page: Page, node_type: str, widget: str, value: object) -> None:
-    page.evaluate(
-        """([type, name, value]) => {
-            const node = app.graph.nodes.find((node) => node.type === type);
-            const widget = node.widgets.find((widget) => widget.name === name);
-            widget.value = value;
-            widget.callback?.(value);
-        }""",
-        [node_type, widget, value],
-    )
 
 
 def points(page: Page) -> int:
@@ -63,11 +52,10 @@ def test_the_widget_follows_a_run_survives_a_reload_and_stops_it(
 def test_a_training_that_is_found_while_the_list_of_runs_is_read_is_shown(open_page: Callable[[str], Page], server: Server) -> None:
     page = open_page("train_lora_sd15")
     node = page.evaluate("String(app.graph.nodes.find((node) => node.type === 'LoomTrainLoRA').id)")
-    # Of another name than the node's, so that the page does not follow it while it runs.
+    # Asked for by no page, so that this one does not follow it while it runs.
     graph = training_graph("found_meanwhile", steps=1)
     graph[node] = graph.pop("train")
-    server.run(graph)
-    set_widget(page, "LoomTrainLoRA", "name", "found_meanwhile")
+    run = server.run(graph)[node]["lora_loom"][0]["run"]
     held: list[Route] = []
 
     def answered(route: Route) -> None:
@@ -77,9 +65,11 @@ def test_a_training_that_is_found_while_the_list_of_runs_is_read_is_shown(open_p
             held.append(route)
 
     page.route("**/lora_loom/runs", answered)
-    executed = "(node) => app.api.dispatchEvent(new CustomEvent('executed', { detail: { node, display_node: node, output: { lora_loom: [] } } }))"
+    executed = """([node, run]) => app.api.dispatchEvent(new CustomEvent("executed", {
+        detail: { node, display_node: node, output: { lora_loom: [{ run }] } },
+    }))"""
     with page.expect_request("**/lora_loom/runs"):
-        page.evaluate(executed, node)
-    page.evaluate(executed, node)
+        page.evaluate(executed, [node, run])
+    page.evaluate(executed, [node, run])
     held[0].fulfill(json={"runs": []})  # as the server answered before the second node was done
     expect(page.locator(".lora-loom-run")).to_have_attribute("data-state", "finished")

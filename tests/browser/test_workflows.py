@@ -5,17 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from comfy_page import SAVE_AND_LOAD
 from loom_server import PACK, Server
 from playwright.sync_api import Page, expect
 
 NAMES = sorted(path.stem for path in (PACK / "workflows").glob("*.json"))
 
 PROMPT = "async () => (await app.graphToPrompt()).output"
-SAVE_AND_LOAD = """async () => {
-    const saved = JSON.parse(JSON.stringify(app.graph.serialize()));
-    app.graph.clear();
-    await app.loadGraphData(saved);
-}"""
 
 
 def prompt(page: Page) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Encoder:
             except ImageError as error:
                 raise SpecError(f"{image.path} or its mask cannot be read any more ({error}): put it back, or queue the dataset again.") from error
             found.append(example)
-            enlarged += [name] if larger else []
+            enlarged += [name] if larger and not dataset.framing.upscale else []
             unseen += [name] if example.mask is not None and not example.mask.any() else []
         self._emit(Phase(name=phase, done=len(whole), total=len(whole)))
         of = f"of {len(whole)} pictures"
