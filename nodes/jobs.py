@@ -104,7 +104,8 @@ def execute(spec: TrainingSpec | CaptionSpec, node: str, name: str, on_event: Ca
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / SPEC_FILE, spec.model_dump_json(indent=2).encode())
     except OSError as error:
-        raise TrainerFailed(disk_full(error, folder) if error.errno in DISK_FULL else f"{folder} cannot be written: {system_reason(error)}.") from error
+        told = disk_full(error, folder) if error.errno in DISK_FULL else f"{folder} cannot be written: {system_reason(error)}."
+        raise TrainerFailed(told) from error
     outputs = [result.output for result in spec.results] if isinstance(spec, TrainingSpec) else []
     run = Run(folder.name, node, name, spec.task, folder, history(read_events(folder / "events.jsonl")))
     RUNS[run.id] = run

@@ -11,9 +11,9 @@ from ..trainer.adapters.files import FileError, read_header, sha256_of, write_sa
 from ..trainer.adapters.made_metadata import TRAINING, made_by, made_metadata, maker
 from ..trainer.adapters.merge_report import MergeResult
 from ..trainer.adapters.renaming import renamed
+from ..trainer.adapters.stack import Row
 from ..trainer.file_names import check_file_name
 from ..trainer.messages import shown
-from ..trainer.adapters.stack import Row
 from .parts import Part
 from .paths import checkpoint_output, embedding_output, lora_output
 from .stamps import remember, stamp

@@ -7,10 +7,10 @@ from pydantic import ValidationError
 
 from ..trainer.adapters.stack import EMBEDDING, Row
 from ..trainer.file_names import check_word_name
+from ..trainer.messages import explain
 from ..trainer.options import NewWord, Options
 from ..trainer.spec import Base, TextualInversionSpec
 from ..trainer.templates import TEMPLATES, named, templated
-from ..trainer.messages import explain
 from . import stamps
 from .choices import choice_problem
 from .dataset import Datasets

@@ -19,8 +19,8 @@ from ..trainer.dataset import Dataset
 from ..trainer.events import Event, Finished, Phase, Progress, Sample, Started
 from ..trainer.file_names import check_file_name
 from ..trainer.history import History
-from ..trainer.options import Checkpointing, Hardware, Objective, OptimizerOptions, Options, Sampling, TextOptions
 from ..trainer.messages import explain
+from ..trainer.options import Checkpointing, Hardware, Objective, OptimizerOptions, Options, Sampling, TextOptions
 from ..trainer.placing import number_note, placed
 from ..trainer.spec import SPEC_FILE, Base, TrainingSpec, read_spec, run_id
 from ..trainer.typed import SpecError

@@ -8,7 +8,6 @@ from pydantic import ValidationError
 
 from .events import Data, Event, Failed, Finished, Progress, Sample, Started, Validation, parse_event
 
-
 EVENTS_FILE = "events.jsonl"
 """Its name in a run's folder."""
 

@@ -17,6 +17,7 @@ from .optim import check
 from .spec import SPEC_FILE, CaptionSpec, TrainingSpec, read_spec
 from .typed import SpecError
 
+
 def run_job(folder: Path) -> ExitCode:
     """Carry out `folder/spec.json`. Every way out but a kill is told as an event and as the exit code."""
     channel = Channel(folder / EVENTS_FILE if is_first() else None)

@@ -33,10 +33,9 @@ def run_of(workshop: Workshop, name: str, **spec: object) -> Path:
 def failed_after(folder: Path, break_it: Callable[[int], None]) -> str:
     """Train, call `break_it` with the process id once a state is saved, and expect a failure: its message as ComfyUI hears it."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    command = [sys.executable, "-m", "trainer", "run", str(folder)]
     with (folder / "log.txt").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "trainer", "run", str(folder)], cwd=PACK, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment
-        )
+        process = subprocess.Popen(command, cwd=PACK, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment)
     with process:
         broken, last = False, b""
         for line in process.stdout:
@@ -155,7 +154,8 @@ def test_an_event_after_one_that_the_disk_cut_off_is_read(tmp_path: Path) -> Non
     script = (
         "import resource; from pathlib import Path; from trainer.channel import Channel; from trainer.events import Phase\n"
         f"channel = Channel(Path({str(path)!r}))\n"
-        "channel.emit(Phase(name='first')); resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY)); channel.emit(Phase(name='cut'))\n"
+        "channel.emit(Phase(name='first')); resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))\n"
+        "channel.emit(Phase(name='cut'))\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)); channel.emit(Phase(name='last'))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=PACK, capture_output=True, timeout=60, check=True)

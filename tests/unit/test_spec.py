@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from trainer.adapters.files import write_bytes
 from trainer.events import Failed, Finished, Progress, Stop, parse_command, parse_event
-from trainer.spec import RUN_ID_PATTERN, CaptionSpec, TrainLoRASpec, fingerprint, read_spec, run_id, step_output
 from trainer.messages import explain
+from trainer.spec import RUN_ID_PATTERN, CaptionSpec, TrainLoRASpec, fingerprint, read_spec, run_id, step_output
 from trainer.typed import SpecError
 
 IMAGE: dict[str, Any] = {"path": "/data/food/a.png", "sha256": "aa", "caption": "a bun", "repeats": 2}
@@ -90,7 +90,11 @@ def test_all_findings_come_at_once() -> None:
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("name", ["", " a", ".hidden", "../a", "a/b", "a\\b", "a.", "a ", "a\nb", "a\n", "a:b", "a\0", "-a", "x" * 101, 'a"b', "a<b", "a>b", "a|b", "a?b", "a*b", "a\x7f", "a\u202eb"])
+PATHS = ["", " a", ".hidden", "../a", "a/b", "a\\b", "a.", "a ", "a\nb", "a\n"]
+FORBIDDEN = ["a:b", "a\0", "-a", "x" * 101, 'a"b', "a<b", "a>b", "a|b", "a?b", "a*b", "a\x7f", "a\u202eb"]
+
+
+@pytest.mark.parametrize("name", [*PATHS, *FORBIDDEN])
 def test_bad_names(name: str) -> None:
     assert "is not a plain file name" in refused(name=name)
 

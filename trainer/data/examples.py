@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..dataset import Dataset, DatasetImage
 from ..events import Event, Phase, Warned
 from ..families.protocol import Family
+from ..malloc import give_back
 from ..messages import listed
 from ..typed import SpecError
 from .cache import Cache, key_of
@@ -18,6 +19,7 @@ from .framing import Cut, cuts
 from .images import alpha_of, cut_out, open_rgb, upright_size
 
 _NAMED = 5
+_GIVE_BACK_EVERY = 16
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Encoder:
             found.append(example)
             enlarged += [name] if larger else []
             unseen += [name] if example.mask is not None and not example.mask.any() else []
+        give_back()
         self._emit(Phase(name=phase, done=len(whole), total=len(whole)))
         of = f"of {len(whole)} pictures"
         if enlarged:
@@ -85,6 +88,8 @@ class Encoder:
             entry = self._encode(dataset, image, rectangles)
             self._cache.put(key, entry)
             self.encoded += 1
+            if self.encoded % _GIVE_BACK_EVERY == 0:
+                give_back()
         sizes = torch.tensor([cut.conditioning for cut in rectangles])
         return Example(dataset, image, entry["latents"], sizes, entry.get("mask")), rectangles[0].enlarged
 
