@@ -51,9 +51,8 @@ class Server:
         if not (link.exists() and link.samefile(PACK)):
             link.unlink(missing_ok=True)  # of a place where this folder was before
             link_folder(link, PACK)
-        place = ["--port", str(self.port), "--base-directory", str(self.base)]
-        command = [sys.executable, str(_KEEPER), self.python, "main.py", *place, "--disable-auto-launch"]
-        command += ["--database-url", f"sqlite:///{self.base / 'comfy.db'}", *options]
+        command = [sys.executable, str(_KEEPER), self.python, "main.py", "--port", str(self.port), "--base-directory", str(self.base)]
+        command += ["--disable-auto-launch", "--database-url", f"sqlite:///{self.base / 'comfy.db'}", *options]
         # Ctrl-C in a terminal is for this process, which then stops the other.
         group: dict[str, Any] = {"start_new_session": True} if os.name == "posix" else {"creationflags": 0x00000200}
         with self.log.open("ab") as log:

@@ -16,8 +16,8 @@ def check_file_name(name: str) -> None:
     """Raises ValueError that says what is wrong with `name`, which is given without the ending, and what to do."""
     if not name or len(name) > _LONGEST or name.endswith((".", " ")) or not _begins(name[0]) or not all(map(_is_plain, name)):
         raise ValueError(
-            f"the name {shown(repr(name))} is not a plain file name: use letters, digits, spaces and . _ + - (at most {_LONGEST}), with a letter, "
-            "a digit or _ at the beginning and no dot or space at the end"
+            f"the name {shown(repr(name))} is not a plain file name: use letters, digits, spaces and . _ + - (at most {_LONGEST}), with "
+            "a letter, a digit or _ at the beginning and no dot or space at the end"
         )
     if _DEVICE.fullmatch(name):
         raise ValueError(f"the name {name!r} is not one that a file can have on Windows, where it is a device's: choose another")

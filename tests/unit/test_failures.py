@@ -33,11 +33,9 @@ def run_of(workshop: Workshop, name: str, **spec: object) -> Path:
 def failed_after(folder: Path, break_it: Callable[[int], None]) -> str:
     """Train, call `break_it` with the process id once a state is saved, and expect a failure: its message as ComfyUI hears it."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    command = [sys.executable, "-m", "trainer", "run", str(folder)]
     with (folder / "log.txt").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "trainer", "run", str(folder)],
-            cwd=PACK, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment,
-        )
+        process = subprocess.Popen(command, cwd=PACK, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment)
     with process:
         broken, last = False, b""
         for line in process.stdout:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..dataset import Dataset, DatasetImage
 from ..events import Event, Phase, Warned
 from ..families.protocol import Family
+from ..malloc import give_back
 from ..messages import listed
 from ..typed import SpecError
 from .cache import Cache, key_of
@@ -23,6 +24,7 @@ _NAMED = 5
 _PAUSE_SECONDS = 0.5
 # Goes up whenever the same file gives other pixels than before, so that nothing encoded from the old ones is used.
 _READING = 2
+_GIVE_BACK_EVERY = 16
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Encoder:
             found.append(example)
             enlarged += [name] if larger and not dataset.framing.upscale else []
             unseen += [name] if example.mask is not None and not example.mask.any() else []
+        give_back()
         self._emit(Phase(name=phase, done=len(whole), total=len(whole)))
         of = f"of {len(whole)} pictures"
         if enlarged:
@@ -94,6 +97,8 @@ class Encoder:
             entry = self._encode(dataset, image, rectangles)
             self._cache.put(key, entry)
             self.encoded += 1
+            if self.encoded % _GIVE_BACK_EVERY == 0:
+                give_back()
         sizes = torch.tensor([cut.conditioning for cut in rectangles])
         return Example(dataset, image, entry["latents"], sizes, entry.get("mask")), rectangles[0].enlarged
 
