@@ -12,6 +12,7 @@ from ..trainer.adapters.reading import describe_file
 from ..trainer.adapters.stack import EMBEDDING, Row, StackError, embedding_words, from_lora_stack, parse_rows, to_lora_stack, trigger_words
 from ..trainer.adapters.words import counted
 from ..trainer.messages import explain, shown
+from .off_loop import off_loop
 from .paths import PathError, adapter_file, model_choices
 from .rows import NOT_WHOLE, completed, is_lora, row_files
 from .sockets import LoomAdapters, LoraStack
@@ -50,6 +51,7 @@ class LoomAdapterStack(io.ComfyNode):
         )
 
     @classmethod
+    @off_loop
     def validate_inputs(cls, rows: Any = "[]") -> bool | str:
         if not isinstance(rows, str):
             return True  # Supplied by a link: looked at when the node runs.
@@ -107,6 +109,7 @@ class LoomLoadAdapter(io.ComfyNode):
         )
 
     @classmethod
+    @off_loop
     def validate_inputs(cls, adapter: Any = None, blocks: Any = None) -> bool | str:
         if not isinstance(adapter, str):
             return True  # Supplied by a link: looked at when the node runs.

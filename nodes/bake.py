@@ -16,6 +16,7 @@ from .choices import choice_problem
 from .kept import Kept
 from .made import refuse_own_source, sources_of, target, target_problem, watched
 from .matching import Weights, some
+from .off_loop import off_loop
 from .parts import Part, blocks_of, check_together, merge_weight, not_carried, parts_of
 from .paths import model_choices, model_file
 from .sockets import LoomAdapters
@@ -52,6 +53,7 @@ class LoomBakeCheckpoint(io.ComfyNode):
         )
 
     @classmethod
+    @off_loop
     def validate_inputs(cls, checkpoint: Any = None, name: Any = None, dtype: Any = None) -> bool | str:
         try:
             if isinstance(checkpoint, str):

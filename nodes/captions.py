@@ -12,6 +12,7 @@ from ..trainer.events import Caption, Event
 from ..trainer.spec import CaptionSpec
 from .dataset import Datasets
 from .jobs import execute
+from .off_loop import off_loop
 from .paths import captioner_choices, captioner_folder
 from .sockets import LoomDataset
 
@@ -48,6 +49,7 @@ class LoomCaptionDataset(io.ComfyNode):
         )
 
     @classmethod
+    @off_loop
     def validate_inputs(cls, captioner: str, mode: str) -> bool | str:
         if mode == _UNDO:
             return True  # needs no model

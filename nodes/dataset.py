@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from ..trainer.data.sources import MaskSource, scan_folder, signature
 from ..trainer.dataset import CaptionUse, Dataset, Framing
 from ..trainer.messages import explain
+from .off_loop import off_loop
 from .paths import PathError, dataset_choices, dataset_folder
 from .sockets import LoomDataset
 
@@ -74,6 +75,7 @@ class LoomDatasetFromFolder(io.ComfyNode):
         )
 
     @classmethod
+    @off_loop
     def validate_inputs(cls, folder: str) -> bool | str:
         # ComfyUI reports what this gives on every input that it asks about. So it asks about one, and masks are looked at when the node runs.
         try:

@@ -13,6 +13,7 @@ from ..trainer.families.detect import Checkpoint, describe_checkpoint
 from ..trainer.messages import explain
 from .choices import choice_problem
 from .made import save_adapter, target, target_problem, watched
+from .off_loop import off_loop
 from .parts import blocks_of
 from .paths import model_choices, model_file
 from .sockets import LoomAdapters
@@ -52,6 +53,7 @@ class LoomExtractAdapter(io.ComfyNode):
         )
 
     @classmethod
+    @off_loop
     def validate_inputs(
         cls,
         tuned: Any = None,

@@ -19,6 +19,7 @@ from ..trainer.messages import shown
 from .choices import choice_problem
 from .made import refuse_own_source, target, target_problem, watched
 from .matching import some
+from .off_loop import off_loop
 from .paths import adapter_file, model_choices, model_names
 from .pictures import as_image
 from .sockets import LoomAdapters
@@ -108,6 +109,7 @@ class LoomSaveAdapter(io.ComfyNode):
         )
 
     @classmethod
+    @off_loop
     def validate_inputs(cls, name: Any = None, naming: Any = None, save_format: Any = None, metadata: Any = None) -> bool | str:
         problem = choice_problem(naming=(naming, _NAMINGS), save_format=(save_format, list(AS_THE_FILE)))
         problem = problem or target_problem("loras", name, "LoomSaveAdapter")

@@ -15,6 +15,7 @@ from .choices import choice_problem
 from .kept import Kept
 from .made import refuse_own_source, save_adapter, sources_of, target, target_problem, watched
 from .matching import model_family
+from .off_loop import off_loop
 from .parts import base_weights, blocks_of, common_family, merge_weight, not_carried, parts_of, weighted_family
 from .sockets import LoomAdapters
 from .stamps import redone
@@ -77,6 +78,7 @@ class LoomMergeAdapters(io.ComfyNode):
         )
 
     @classmethod
+    @off_loop
     def validate_inputs(
         cls,
         name: Any = None,
@@ -162,6 +164,7 @@ class LoomResizeAdapter(io.ComfyNode):
         )
 
     @classmethod
+    @off_loop
     def validate_inputs(
         cls, name: Any = None, rank: Any = None, energy: Any = None, frobenius: Any = None, save_format: Any = None
     ) -> bool | str:

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from ..trainer.options import BaseFormat, Checkpointing, Hardware, Options, StateOfRun
 from .chaining import CATEGORY, chained
+from .off_loop import off_loop
 from .paths import PathError, state_choices, state_folder
 from .sockets import LoomOptions
 
@@ -70,6 +71,7 @@ class LoomCheckpointing(io.ComfyNode):
         )
 
     @classmethod
+    @off_loop
     def validate_inputs(cls, continue_from: str = _NEW) -> bool | str:
         try:
             _start(continue_from)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from loom_server import PACK, Refused, Server, comfyui, node, told_in_comfyui
+from safetensors.torch import save_file
 from unreadable import open_place
 
 from trainer.data.image_folders import leads_out
@@ -147,7 +149,10 @@ def test_a_new_folder_is_offered_when_the_page_asks_again(hostile: Server) -> No
         time.sleep(0.1)
 
 
-def test_the_event_loop_reads_no_folder_and_no_run(hostile: Server) -> None:
+def test_the_event_loop_reads_no_folder_no_run_and_no_adapter(hostile: Server) -> None:
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    tensors = {f"{layer}.lora_down.weight": torch.ones(2, 768), f"{layer}.lora_up.weight": torch.ones(320, 2)}
+    save_file(tensors, hostile.base / "models" / "loras" / "bun.safetensors")
     hostile.get("/object_info")
     assert str(hostile.base / "input") in hostile.get("/loop_watch"), "it watches: ComfyUI's own Load Image reads there"
     for name in ("LoomDatasetFromFolder", "LoomCaptionDataset", "LoomCheckpointing"):
@@ -155,8 +160,11 @@ def test_the_event_loop_reads_no_folder_and_no_run(hostile: Server) -> None:
     run = hostile.get("/lora_loom/runs")["runs"][0]["id"]
     hostile.get(f"/lora_loom/runs/{run}")
     hostile.run(check("input/a"))
+    stack = {"stack": node("LoomAdapterStack", rows='[{"name": "bun", "blocks": "1, 2"}]')}
+    with pytest.raises(Refused, match="row 1 .bun.: .*block"):
+        hostile.queue({**stack, "inspect": node("LoomInspectAdapter", adapters=["stack", 0])})
     seen = hostile.get("/loop_watch")
-    ours = [str(hostile.base / name) for name in ("input", "models/datasets", "models/captioners", "output/lora_loom")]
+    ours = [str(hostile.base / name) for name in ("input", "models/datasets", "models/captioners", "models/loras/bun", "output/lora_loom")]
     assert [name for name in seen if any(name.startswith(folder) for folder in ours)] == []
 
 
