@@ -161,7 +161,7 @@ def test_the_event_loop_reads_no_folder_no_run_and_no_adapter(hostile: Server) -
     hostile.get(f"/lora_loom/runs/{run}")
     hostile.run(check("input/a"))
     stack = {"stack": node("LoomAdapterStack", rows='[{"name": "bun", "blocks": "1, 2"}]')}
-    with pytest.raises(Refused, match="row 1 .bun.: .*block"):
+    with pytest.raises(Refused, match=r"row 1 .bun.: .*block"):
         hostile.queue({**stack, "inspect": node("LoomInspectAdapter", adapters=["stack", 0])})
     seen = hostile.get("/loop_watch")
     ours = [str(hostile.base / name) for name in ("input", "models/datasets", "models/captioners", "models/loras/bun", "output/lora_loom")]

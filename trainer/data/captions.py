@@ -49,6 +49,16 @@ class Captions:
             self.problems.append(f"{shown(image)} has two captions that differ, in {self._sources[image]} and in {source}: keep one")
         self._sources.setdefault(image, source)
 
+    def text_of(self, path: Path, label: str) -> str | None:
+        """The text of a file; None where it cannot be read, which is a problem then. `label`: what messages call the file."""
+        try:
+            return read_text(path)
+        except TextError as error:
+            self.problems.append(f"{label} {error}")
+        except OSError as error:
+            self.problems.append(f"{label} cannot be read ({system_reason(error)}): make it readable or remove it")
+        return None
+
 
 def one_line_each(texts: Iterable[str]) -> list[str]:
     """Captions as they are trained, on one line with single spaces; none for a text that shows nothing."""
@@ -95,13 +105,8 @@ def read_sidecars(folder: Folder, images: Sequence[str], captions: Captions, *, 
         if not found:
             strays.append(label)
             continue
-        try:
-            text = read_text(folder.path / name)
-        except TextError as error:
-            captions.problems.append(f"{label} {error}")
-            continue
-        except OSError as error:
-            captions.problems.append(f"{label} cannot be read ({system_reason(error)}): make it readable or remove it")
+        text = captions.text_of(folder.path / name, label)
+        if text is None:
             continue
         if len(found) > 1 and _visible(text):
             both = listed([file_label(folder.label, image) for image in found], " and ")

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from ..messages import listed, shown, system_reason
-from .captions import Captions, TextError, read_text
+from ..messages import listed, shown
+from .captions import Captions
 from .folders import Folder, file_label
 from .names import Names, T
 
@@ -27,13 +27,8 @@ def read_metadata(folder: Folder, names: Names[str], captions: Captions) -> set[
     named: set[str] = set()
     for name in folder.metadata:
         label = file_label(folder.label, name)
-        try:
-            text = read_text(folder.path / name)
-        except TextError as error:
-            captions.problems.append(f"{label} {error}")
-            continue
-        except OSError as error:
-            captions.problems.append(f"{label} cannot be read ({system_reason(error)}): make it readable or remove it")
+        text = captions.text_of(folder.path / name, label)
+        if text is None:
             continue
         for line, row in _rows(text, name.endswith(".csv")):
             where = f"{label} line {line}"
