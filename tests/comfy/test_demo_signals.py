@@ -49,10 +49,24 @@ def progress(home: Path) -> int:
     return sum(file.read_text().count('"event":"progress"') for file in home.glob("output/lora_loom/runs/*/events.jsonl"))
 
 
+def with_default_signals() -> None:
+    """Signals do what they do in a terminal, whoever started the tests: in the background and under nohup, some are ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def ended_in_the_middle(home: Path, command: list[str], end: Callable[[subprocess.Popen[bytes]], None]) -> None:
     before = progress(home)
     with (home / "demo.log").open("ab") as log:
-        process = subprocess.Popen(command, cwd=PACK, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+        process = subprocess.Popen(
+            command,
+            cwd=PACK,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            preexec_fn=with_default_signals,
+        )
     try:
         deadline = time.monotonic() + 240
         while progress(home) == before:
