@@ -84,7 +84,9 @@ class LoomCaptionDataset(io.ComfyNode):
 
     @classmethod
     def _undo(cls, dataset: Datasets) -> io.NodeOutput:
-        restored = tuple(_with_captions(part, CaptionStore(part.images).undo(part.caption_lines)) for part in dataset)
+        # By path for all parts: some may hold the same images, at another resolution.
+        undone = {path: captions for part in dataset for path, captions in CaptionStore(part).undo().items()}
+        restored = tuple(_with_captions(part, undone) for part in dataset)
         count = sum(one != other for old, new in zip(dataset, restored, strict=True) for one, other in zip(old.images, new.images, strict=True))
         told = f"Captions put back: {count}." if count else "Nothing to undo: no caption is one that captioning wrote."
         PromptServer.instance.send_progress_text(told, cls.hidden.unique_id)

@@ -66,9 +66,19 @@ class CaptionUse(Model):
     tag_dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
+class Reading(Model):
+    """How a dataset was read from its `folder` (absolute). `recursive`: subfolders without a number too; `caption_lines`: every line of a
+    caption file is a caption of its own.
+    """
+
+    folder: Utf8
+    recursive: bool = False
+    caption_lines: bool = False
+
+
 class Dataset(Model):
-    """Pictures that are used in one way. `mask_from_alpha`: transparent parts are not trained. `caption_lines`: every line of their caption files
-    is a caption of its own. `notes`: what was left out of them and why, each a sentence for the user; no result depends on these two.
+    """Pictures that are used in one way. `mask_from_alpha`: transparent parts are not trained. `notes`: what was left out of them and why, each a
+    sentence for the user; `reading`: the folder that they come from, None where they come from none. No result depends on these two.
     """
 
     name: Utf8
@@ -78,7 +88,7 @@ class Dataset(Model):
     framing: Framing = Framing()
     caption_use: CaptionUse = CaptionUse()
     mask_from_alpha: bool = False
-    caption_lines: bool = False
+    reading: Reading | None = None
     notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")

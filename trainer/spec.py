@@ -268,7 +268,7 @@ def without_folders(spec: TrainingSpec | CaptionSpec) -> dict[str, Any]:
     datasets += [data["dataset"]] if "dataset" in data else []
     images = [image for dataset in datasets for image in dataset["images"]]
     data.pop("cache", None)
-    not_results = [(dataset, key) for dataset in datasets for key in ("notes", "caption_lines")]
+    not_results = [(dataset, key) for dataset in datasets for key in ("notes", "reading")]
     for holder, key in [*not_results, *((image, "size") for image in images)]:
         del holder[key]
     start: dict[str, Any] = data.get("checkpointing", {}).get("start") or {}

@@ -3,6 +3,7 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from trainer.captioning.journal import JOURNAL
@@ -21,8 +22,8 @@ def scanned(folder: Path) -> dict[str, DatasetImage]:
     return {Path(image.path).name: image for image in scan_folder(folder, "set").images}
 
 
-def store(folder: Path) -> CaptionStore:
-    return CaptionStore(list(scanned(folder).values()))
+def store(folder: Path, **settings: bool) -> CaptionStore:
+    return CaptionStore(scan_folder(folder, "set", **settings))
 
 
 def write(folder: Path, **captions: str) -> None:
@@ -50,7 +51,7 @@ def test_the_lines_of_a_caption_file_come_back_as_captions(tmp_path: Path) -> No
     images(tmp_path, "a.png")
     (tmp_path / "a.txt").write_text("one\ntwo\n")
     write(tmp_path, a="new")
-    assert store(tmp_path).undo(caption_lines=True) == {str(tmp_path / "a.png"): ["one", "two"]}
+    assert store(tmp_path, caption_lines=True).undo() == {str(tmp_path / "a.png"): ["one", "two"]}
 
 
 def test_what_was_edited_after_captioning_is_not_undone(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_a_kill_before_the_metadata_file_was_saved_loses_no_original(tmp_path: P
 
 def test_images_of_one_name_get_a_caption_file_each(tmp_path: Path) -> None:
     images(tmp_path, "a.png", "a.jpg")
-    both = CaptionStore([DatasetImage(path=str(tmp_path / name), sha256="") for name in ("a.png", "a.jpg")])
+    both = store(tmp_path)
     both.write(tmp_path / "a.png", "one")
     both.write(tmp_path / "a.jpg", "two")
     assert {name: image.caption for name, image in scanned(tmp_path).items()} == {"a.png": "one", "a.jpg": "two"}
@@ -153,3 +154,105 @@ def test_captions_of_a_table_are_changed_in_it(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.txt"))
     store(tmp_path).undo()
     assert (tmp_path / "metadata.csv").read_bytes() == table.encode()
+
+
+def captioned(folder: Path, **settings: bool) -> None:
+    """Every image of the folder is captioned."""
+    dataset = scan_folder(folder, "set", **settings)
+    opened = CaptionStore(dataset)
+    for image in dataset.images:
+        opened.write(Path(image.path), "new")
+    opened.save()
+
+
+def test_an_edit_of_the_metadata_file_during_captioning_is_kept(tmp_path: Path) -> None:
+    images(tmp_path, "a.png", "b.png")
+    metadata = tmp_path / "metadata.jsonl"
+    metadata.write_text('{"file_name": "a.png", "text": "hand a"}\n{"file_name": "b.png", "text": "hand b"}\n')
+    opened = store(tmp_path)
+    opened.write(tmp_path / "a.png", "new")
+    metadata.write_text(metadata.read_text().replace("hand b", "edited meanwhile"))
+    opened.write(tmp_path / "a.png", "newer")
+    opened.save()
+    assert scanned(tmp_path)["b.png"].caption == "edited meanwhile"
+    opened.write(tmp_path / "b.png", "new")
+    opened.save()
+    store(tmp_path).undo()
+    assert {name: image.caption for name, image in scanned(tmp_path).items()} == {"a.png": "hand a", "b.png": "edited meanwhile"}
+
+
+@pytest.mark.parametrize(
+    ("files", "settings"),
+    [
+        ({"metadata.jsonl": '{"file_name": "a.png", "text": "hand"}\n' * 2}, {}),
+        ({"metadata.jsonl": '{"file_name": "a.png", "text": "hand"}\n{"file_name": "./a.png", "text": "hand"}\n'}, {}),
+        ({"metadata.csv": "file_name,text\na.png,hand\n./a.png,hand\n"}, {}),
+        ({"1/2/3/4/b.png": "", "metadata.jsonl": '{"file_name": "1/2/3/4/b.png", "text": "hand"}\n'}, {}),
+        ({"1/2/3/4/b.png": "", "metadata.jsonl": '{"file_name": "1/2/3/4/b.png", "text": "hand"}\n'}, {"recursive": True}),
+        ({"a.png.jpg": ""}, {}),
+        ({"sub/b.png": "", "sub/b.jpg": "", "sub/b.txt": "hand", "metadata.jsonl": '{"file_name": "sub/b.png", "text": ""}\n'}, {}),
+        ({"metadata.csv": 'file_name,text,note\na.png,one,"x\ry"\n'}, {}),
+        ({"metadata.csv": "file_name,text,,\na.png,one,my remark,\n"}, {}),
+        ({"metadata.csv": "file_name,text,text\na.png,first hand,second hand\n"}, {}),
+        ({"a.txt/inner": ""}, {}),
+    ],
+)
+def test_every_dataset_is_read_after_captioning_and_is_itself_after_undo(tmp_path: Path, files: dict[str, str], settings: dict[str, bool]) -> None:
+    images(tmp_path, "a.png")
+    for name, content in files.items():
+        if name.endswith((".png", ".jpg")):
+            images(tmp_path, name)
+        else:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(content.encode())
+    before = {image.path: image.caption for image in scan_folder(tmp_path, "set", **settings).images}
+    bytes_before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    captioned(tmp_path, **settings)
+    after = scan_folder(tmp_path, "set", **settings).images
+    assert {image.path for image in after} == before.keys()
+    assert {image.caption for image in after} == {"new"}
+    store(tmp_path, **settings).undo()
+    assert {image.path: image.caption for image in scan_folder(tmp_path, "set", **settings).images} == before
+    left = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != JOURNAL}
+    assert left.keys() == bytes_before.keys()
+    assert "my remark" not in files.get("metadata.csv", "") or "my remark" in left[tmp_path / "metadata.csv"].decode()
+    assert "first hand" not in files.get("metadata.csv", "") or "first hand" in left[tmp_path / "metadata.csv"].decode()
+
+
+def test_a_dataset_that_was_read_before_another_captioning_is_captioned_where_its_captions_are(tmp_path: Path) -> None:
+    images(tmp_path, "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "by hand"}\n')
+    dataset = scan_folder(tmp_path, "set")
+    for caption in ("one", "trigger, one"):
+        opened = CaptionStore(dataset)
+        opened.write(tmp_path / "a.png", caption)
+        opened.save()
+    assert scanned(tmp_path)["a.png"].caption == "trigger, one"
+    assert not list(tmp_path.glob("*.txt"))
+
+
+@pytest.mark.parametrize("place", ["a.caption", "a.png.txt", "metadata.jsonl"])
+def test_a_caption_that_comes_meanwhile_is_seen(tmp_path: Path, place: str) -> None:
+    images(tmp_path, "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": null}\n')
+    opened = store(tmp_path)
+    assert not opened.has_caption(tmp_path / "a.png")
+    (tmp_path / place).write_text("by hand" if place != "metadata.jsonl" else '{"file_name": "a.png", "text": "by hand, just now"}\n')
+    assert opened.has_caption(tmp_path / "a.png")
+    opened.write(tmp_path / "a.png", "new")
+    opened.save()
+    assert scanned(tmp_path)["a.png"].caption == "new"
+
+
+def test_lines_in_utf_16_come_back_as_captions(tmp_path: Path) -> None:
+    images(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_bytes("hand é\nzwei\n".encode("utf-16"))
+    write(tmp_path, a="new")
+    assert store(tmp_path, caption_lines=True).undo() == {str(tmp_path / "a.png"): ["hand é", "zwei"]}
+
+
+def test_an_image_may_have_a_name_as_long_as_a_disk_allows(tmp_path: Path) -> None:
+    name = "x" * 251
+    images(tmp_path, f"{name}.png")
+    captioned(tmp_path)
+    assert (tmp_path / f"{name}.txt").read_text() == "new\n"

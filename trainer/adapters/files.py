@@ -21,6 +21,7 @@ import torch
 from ..messages import system_reason
 
 _SYNC_BYTES = 64 * 2**20
+_LONGEST_START = 255 - len("..12345678.tmp")
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Numbers of the errors that a write ends in where there is no room for it."""
 HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
@@ -123,7 +124,9 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     Without `durable` there is no fsync, for which a slow disk takes longer than for the rest: a power cut may leave a file that is not whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    # A name may be as long as the disk allows, and what marks the temporary one has to fit too.
+    start = os.fsencode(path.name)[:_LONGEST_START].decode("utf-8", "ignore")
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{start}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file

@@ -114,7 +114,7 @@ def run_captioning(spec: CaptionSpec, emit: Callable[[Event], None], stop_reques
     images = {Path(image.path): image for image in spec.images_to_caption()}
     if not images:
         return 0
-    store = CaptionStore(list(images.values()))
+    store = CaptionStore(spec.dataset, list(images.values()))
     labelled = spec.dataset.model_copy(update={"trigger_word": _one_line(spec.trigger_word)})
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

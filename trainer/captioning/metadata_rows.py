@@ -1,67 +1,82 @@
-"""Changing captions inside a metadata file, where that is where a dataset keeps them; its other rows stay as they are."""
+"""Changing captions inside a metadata file, where that is where a dataset keeps them; its other rows stay as they are, to the byte."""
 import codecs
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..adapters.files import write_bytes
-from ..data.captions import decoded
-from ..data.folders import METADATA
-from ..data.metadata_files import COLUMNS, caption_column, images_named
-from ..data.names import Names
+from ..data.captions import TextError, decoded
+from ..data.metadata_files import COLUMNS, caption_column
+from ..messages import shown
 from .journal import Text
 
 
+class _Table(Protocol):
+    """Rows by their number in the file."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, number: int) -> Mapping[str, Any]: ...
+
+    def change(self, number: int, column: str, value: Text) -> None: ...
+
+    def text(self) -> str: ...
+
+
 class MetadataRows:
-    """The rows of a metadata file that name one of `images`.
+    """The rows of a metadata file by their `file_name`.
 
     Raises:
         TextError: the file is not text that is read.
         OSError: it cannot be read.
     """
 
-    def __init__(self, path: Path, images: Iterable[Path]) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        data = path.read_bytes()
+        self._stamp: tuple[int, int] | None = None
+        self._mark = b""
+        self._table: _Table = _Lines("")
+        self._numbers: dict[str, list[int]] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the file again if it was changed: someone may edit it meanwhile. Raises as the class."""
+        stat = self.path.stat()
+        if self._stamp == (stat.st_mtime_ns, stat.st_size):
+            return
+        data = self.path.read_bytes()
         self._mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
-        self._table: _Lines | _Cells = _Cells(decoded(data)) if path.suffix == ".csv" else _Lines(decoded(data))
-        names = Names([(image.relative_to(path.parent).as_posix(), image) for image in images if image.is_relative_to(path.parent)])
-        self._numbers: dict[str, int] = {}
-        self._names: dict[Path, str] = {}
+        self._table = _Cells(decoded(data)) if self.path.suffix == ".csv" else _Lines(decoded(data))
+        self._numbers = {}
         for number in range(len(self._table)):
             name = self._table.row(number).get("file_name")
-            found = images_named("", name, names) if isinstance(name, str) else []
-            if isinstance(name, str) and len(found) == 1:
-                self._numbers.setdefault(name, number)
-                self._names.setdefault(found[0], name)
+            if isinstance(name, str):
+                self._numbers.setdefault(name, []).append(number)
+        self._stamp = (stat.st_mtime_ns, stat.st_size)
 
-    def name_of(self, image: Path) -> str | None:
-        """How the file names the image; None where it does not."""
-        return self._names.get(image)
+    def has(self, name: str) -> bool:
+        """Whether a row has this `file_name`."""
+        return name in self._numbers
 
     def value(self, name: str) -> Text:
-        """The caption, or captions, of the image that the file calls `name`."""
-        row = self._table.row(self._numbers[name])
+        """The caption, or captions, of the first row with this `file_name`; rows that agree may have the same."""
+        row = self._table.row(self._numbers[name][0])
         value = row.get(caption_column(row) or "")
         return tuple(map(str, value)) if isinstance(value, list) else str(value) if value is not None else None
 
     def set(self, name: str, value: Text) -> None:
-        """Change a caption in memory; see `save`."""
-        number = self._numbers[name]
-        self._table.change(number, caption_column(self._table.row(number)) or COLUMNS[0], value)
+        """Change a caption in memory, in every row with this `file_name`; see `save`."""
+        for number in self._numbers[name]:
+            self._table.change(number, caption_column(self._table.row(number)) or COLUMNS[0], value)
 
     def save(self) -> None:
         """Replace the file at once by what is in memory, in UTF-8. Raises OSError."""
         write_bytes(self.path, self._mark + self._table.text().encode("utf-8"))
-
-
-def metadata_above(folder: Path, levels: int) -> list[Path]:
-    """The metadata files of a folder and of up to `levels` folders above it, the nearest first."""
-    places = [folder, *folder.parents][: levels + 1]
-    return [place / name for place in places for name in METADATA if (place / name).is_file()]
+        stat = self.path.stat()
+        self._stamp = (stat.st_mtime_ns, stat.st_size)
 
 
 class _Lines:
@@ -94,27 +109,41 @@ class _Lines:
 
 
 class _Cells:
-    """A header and a row a line."""
+    """A header and a row a line, or several lines where cells hold line breaks. Rows that are not changed keep their own text."""
 
     def __init__(self, text: str) -> None:
-        self._end = "\r\n" if "\r\n" in text else "\n"
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        self._rows: list[dict[Any, Any]] = list(reader)
-        self._columns = list(reader.fieldnames or ())
+        lines = list(io.StringIO(text, newline=""))
+        reader = csv.reader(lines)
+        self._texts: list[str] = []
+        self._rows: list[list[str]] = []
+        start = 0
+        try:
+            for row in reader:
+                self._texts.append("".join(lines[start : reader.line_num]))
+                self._rows.append(row)
+                start = reader.line_num
+        except csv.Error as error:
+            raise TextError(f"line {reader.line_num} is not CSV ({shown(str(error))}): correct it") from error
+        # Of columns of one name the last one counts, as it does where datasets are read.
+        self._places = {name: place for place, name in enumerate(self._rows[0] if self._rows else ())}
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def row(self, number: int) -> Mapping[str, Any]:
-        return self._rows[number]
+        row = self._rows[number] if number else []
+        return {name: row[place] if place < len(row) else None for name, place in self._places.items()} if row else {}
 
     def change(self, number: int, column: str, value: Text) -> None:
-        self._rows[number][column] = value
+        row, place = self._rows[number], self._places[column]
+        row += [""] * (place + 1 - len(row))
+        row[place] = value if isinstance(value, str) else ""
+        old = self._texts[number]
+        end = next((end for end in ("\r\n", "\n", "\r") if old.endswith(end)), "")
+        written = io.StringIO(newline="")
+        # The writer takes a lone \r for part of a word, and the reader for the end of a row.
+        csv.writer(written, lineterminator=end, quoting=csv.QUOTE_ALL if any("\r" in cell for cell in row) else csv.QUOTE_MINIMAL).writerow(row)
+        self._texts[number] = written.getvalue()
 
     def text(self) -> str:
-        written = io.StringIO(newline="")
-        writer = csv.writer(written, lineterminator=self._end)
-        writer.writerow(self._columns)
-        # DictReader keeps cells beyond the header under None.
-        writer.writerows([*(row[column] for column in self._columns), *(row.get(None) or ())] for row in self._rows)
-        return written.getvalue()
+        return "".join(self._texts)

@@ -1,136 +1,177 @@
 """Where captions are written and how they come back: the places that hold an image's caption, changed together, each change kept for undo."""
+import os
 import time
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.captions import TextError, decoded, one_line_each
-from ..dataset import DatasetImage
+from ..data.captions import Place, TextError, decoded, one_line_each, owners_of_sidecars
+from ..data.folders import SIDECAR_SUFFIXES, look
+from ..data.names import Names
+from ..data.sources import captioned_images, folder_captions
+from ..dataset import Dataset, DatasetImage, Reading
 from ..messages import shown, system_reason
 from ..typed import SpecError
 from .journal import Change, Text, add_change, changes, original
-from .metadata_rows import MetadataRows, metadata_above
-from .sidecars import check_writable, new_sidecars, read_sidecar, sidecars_of, write_sidecar
+from .metadata_rows import MetadataRows
+from .sidecars import check_writable, read_sidecar, write_sidecar
 
-_LEVELS = 3
-"""A metadata file names images at most this many folders below it."""
+_LONGEST_NAME = 255  # bytes, of most file systems
 _SHARE = 20
 """A metadata file is written whole: after so many times what that takes, so that captioning is slowed by a twentieth at most."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where one caption is: a text file of its own, or the `row` of a metadata file."""
-
-    file: Path
-    row: str = ""
-
-
 class CaptionStore:
-    """The captions of some images on the disk.
+    """The captions of a dataset's images on the disk, as the dataset reads them.
 
     An image's caption may be in several places that agree: all of them are changed. One without a caption gets a text file beside it.
+    `images`: those of the dataset that are to be changed; without, all.
 
-    Raises SpecError: a folder cannot be written, or a metadata file cannot be read.
+    Raises SpecError: a folder cannot be read or written, or a metadata file cannot be read.
     """
 
-    def __init__(self, images: Sequence[DatasetImage]) -> None:
+    def __init__(self, dataset: Dataset, images: Sequence[DatasetImage] | None = None) -> None:
+        wanted = dict.fromkeys(Path(image.path) for image in (dataset.images if images is None else images))
+        self._lines = dataset.reading.caption_lines if dataset.reading else False
         self._tables: dict[Path, MetadataRows] = {}
-        self._unsaved: set[Path] = set()
+        self._waiting: dict[Path, dict[str, tuple[Path, str]]] = defaultdict(dict)
         self._saved_at, self._save_seconds = time.monotonic(), 0.0
-        by_path = {Path(image.path): image for image in images}
-        check_writable(path.parent for path in by_path)
-        sidecars = sidecars_of(by_path)
-        self._places = {path: self._places_of(image, list(by_path), sidecars[path]) for path, image in by_path.items()}
-        alone = [path for path, places in self._places.items() if not places]
-        self._places |= {path: [Place(sidecar)] for path, sidecar in new_sidecars(alone, sidecars).items()}
-        check_writable({place.file.parent for places in self._places.values() for place in places} - {path.parent for path in by_path})
+        self._places: dict[Path, list[Place]] = {path: [] for path in wanted}
+        self._owners: dict[Path, Names[str]] = {}
+        check_writable(path.parent for path in wanted)
+        folders = dict.fromkeys(path.parent for path in wanted)
+        for reading in [dataset.reading] if dataset.reading else [Reading(folder=str(folder)) for folder in folders]:
+            self._find(reading)
+        check_writable({place.file.parent for places in self._places.values() for place in places} - folders.keys())
 
     def has_caption(self, image: Path) -> bool:
         """Whether there is one by now; it may have been written since the dataset was read."""
-        return any(_words(self._read(place)) for place in self._places[image])
+        return any(_words(self._read(place)) for place in self._present(image))
 
     def write(self, image: Path, caption: str) -> None:
         """Make `caption` (one line) the image's only one. What it replaces is kept first, and what is the same already is not written.
 
         Raises OSError.
         """
-        for place in self._places[image]:
-            before = self._read(place)
-            if _words(before) == [caption]:
-                continue
-            after = caption if place.row else f"{caption}\n"
-            add_change(place.file.parent, Change(file=place.file.name, row=place.row, before=before, after=after))
-            self._write(place, after)
-        if time.monotonic() - self._saved_at > _SHARE * self._save_seconds:
+        places = [place for place in self._present(image) if _words(self._read(place))] or self._present(image)[:1] or [self._new_place(image)]
+        rows = [place for place in places if place.row]
+        for place in rows:
+            self._waiting[place.file][place.row] = image, caption
+        # Places that disagree are refused, so one that is written at once waits for no other.
+        if (rows and len(places) > 1) or time.monotonic() - self._saved_at > _SHARE * self._save_seconds:
             self.save()
+        for place in places:
+            if not place.row:
+                self._replace(place, caption)
 
     def save(self) -> None:
-        """Write what is in memory yet. Raises OSError."""
+        """Write the captions that are not in their metadata files yet. Raises OSError."""
         start = time.monotonic()
-        for path in list(self._unsaved):
-            self._tables[path].save()
-            self._unsaved.discard(path)
+        for file, captions in self._waiting.items():
+            table = self._table(file)
+            changed = False
+            for name, (image, caption) in captions.items():
+                if table.has(name):
+                    changed |= self._replace(Place(file, name), caption)
+                else:  # Its row was taken out meanwhile.
+                    self._replace(self._new_place(image), caption)
+            if changed:
+                table.save()
+        self._waiting.clear()
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - start
 
-    def undo(self, caption_lines: bool = False) -> dict[str, list[str]]:
+    def undo(self) -> dict[str, list[str]]:
         """Put back the captions that captioning replaced: those that the images concerned have now, by path.
 
-        What was edited since stays, and asking twice changes nothing. `caption_lines`: every line of a text file is a caption of its own.
-        Raises OSError.
+        What was edited since stays, and asking twice changes nothing. Raises OSError.
         """
         journals = {folder: changes(folder) for folder in {place.file.parent for places in self._places.values() for place in places}}
+        changed: set[Path] = set()
         undone: dict[str, list[str]] = {}
         for image, places in self._places.items():
             for place in places:
                 now = self._read(place)
                 then = original(now, journals[place.file.parent].get((place.file.name, place.row), []))
                 if then != now:
-                    self._write(place, then)
-                    lines = tuple(then.splitlines()) if caption_lines and isinstance(then, str) and not place.row else then
-                    undone[str(image)] = undone.get(str(image)) or _words(lines)
-        self.save()
+                    self._set(place, then)
+                    changed |= {place.file} if place.row else set()
+                    undone[str(image)] = undone.get(str(image)) or _words(then, lines=self._lines and not place.row)
+        for file in changed:
+            self._tables[file].save()
         return undone
 
-    def _places_of(self, image: DatasetImage, images: list[Path], sidecars: list[Path]) -> list[Place]:
-        path = Path(image.path)
-        captions = set(one_line_each(text for text in (image.caption, *image.more_captions) if text))
-        found = [Place(sidecar) for sidecar in sidecars if _words(read_sidecar(sidecar))]
-        for file in metadata_above(path.parent, _LEVELS):
-            rows = self._table(file, images)
-            name = rows.name_of(path)
-            # A file above the dataset may name the image too: the one that its caption is from says the same.
-            if name is not None and captions & set(_words(rows.value(name))):
-                found.append(Place(file, name))
-        return found
+    def _find(self, reading: Reading) -> None:
+        """Where the dataset reads the captions of its images."""
+        root = Path(reading.folder)
+        try:
+            layout = look(root, recursive=reading.recursive)
+        except OSError as error:
+            raise SpecError(f"{shown(str(root))} cannot be read ({system_reason(error)}): make it readable.") from error
+        captions, named = folder_captions(layout, reading.caption_lines)
+        for folder in layout.folders:
+            images = captioned_images(folder, named)
+            self._owners[folder.path] = owners_of_sidecars(images)
+            for name in images:
+                if folder.path / name in self._places:
+                    self._places[folder.path / name] += captions.places.get(folder.label + name, [])
 
-    def _table(self, file: Path, images: list[Path]) -> MetadataRows:
-        if file not in self._tables:
-            try:
-                self._tables[file] = MetadataRows(file, images)
-            except OSError as error:
-                raise SpecError(f"{shown(str(file))} cannot be read ({system_reason(error)}): make it readable or remove it.") from error
-            except TextError as error:
-                raise SpecError(f"{shown(str(file))} {error}.") from error
+    def _present(self, image: Path) -> list[Place]:
+        """The places of an image, those that have come since among them."""
+        known = self._places[image]
+        new = [Place(file) for file in self._candidates(image) if file.is_file()]
+        return [*known, *(place for place in new if place not in known)]
+
+    def _new_place(self, image: Path) -> Place:
+        return Place(next((file for file in self._candidates(image) if not file.exists()), image.with_name(image.name + SIDECAR_SUFFIXES[0])))
+
+    def _candidates(self, image: Path) -> list[Path]:
+        """`NAME.txt`, `NAME.caption`, `NAME.png.txt` and `NAME.png.caption`, as far as they are this image's and no other's."""
+        names = [stem + suffix for stem in (image.stem, image.name) for suffix in SIDECAR_SUFFIXES]
+        names = [name for name in names if len(os.fsencode(name)) <= _LONGEST_NAME]
+        owners = self._owners.get(image.parent)
+        return [image.with_name(name) for name in names if owners is None or owners.find(name.rpartition(".")[0]) == [image.name]]
+
+    def _table(self, file: Path) -> MetadataRows:
+        try:
+            if file not in self._tables:
+                self._tables[file] = MetadataRows(file)
+            self._tables[file].refresh()
+        except OSError as error:
+            raise SpecError(f"{shown(str(file))} cannot be read ({system_reason(error)}): make it readable or remove it.") from error
+        except TextError as error:
+            raise SpecError(f"{shown(str(file))} {error}.") from error
         return self._tables[file]
 
-    def _read(self, place: Place) -> Text:
-        return self._tables[place.file].value(place.row) if place.row else read_sidecar(place.file)
+    def _replace(self, place: Place, caption: str) -> bool:
+        """Keep what is in the place and put `caption` there; whether it is another one."""
+        before = self._read(place)
+        if _words(before) == [caption]:
+            return False
+        after = caption if place.row else f"{caption}\n"
+        add_change(place.file.parent, Change(file=place.file.name, row=place.row, before=before, after=after))
+        self._set(place, after)
+        return True
 
-    def _write(self, place: Place, text: Text) -> None:
+    def _read(self, place: Place) -> Text:
+        if not place.row:
+            return read_sidecar(place.file)
+        table = self._table(place.file)
+        return table.value(place.row) if table.has(place.row) else None
+
+    def _set(self, place: Place, text: Text) -> None:
         if place.row:
             self._tables[place.file].set(place.row, text)
-            self._unsaved.add(place.file)
         elif isinstance(text, str):
             write_sidecar(place.file, text)
         else:
             place.file.unlink(missing_ok=True)
 
 
-def _words(text: Text) -> list[str]:
-    """The captions in it, each on one line; none where nothing can be seen."""
-    return one_line_each(map(_readable, [text] if isinstance(text, str) else text or ()))
+def _words(text: Text, lines: bool = False) -> list[str]:
+    """The captions in it, each on one line; none where nothing can be seen. `lines`: each line of a text is a caption."""
+    texts = [_readable(one) for one in ([text] if isinstance(text, str) else text or ())]
+    return one_line_each(line for one in texts for line in (one.splitlines() if lines else [one]))
 
 
 def _readable(text: str) -> str:

@@ -28,19 +28,30 @@ class TextError(ValueError):
     """A file's bytes are no text that is read; the message says why, and what to do."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where an image's caption is kept: in a text file of its own, or in the row of a metadata file whose `file_name` is `row`."""
+
+    file: Path
+    row: str = ""
+
+
 @dataclass
 class Captions:
-    """Captions by the image's label and name, at least one each; `problems`: what is wrong, each a sentence for the user; `strays`: text files that
-    caption nothing.
+    """Captions by the image's label and name, at least one each, and the places that may hold them, empty ones too; `problems`: what is wrong, each
+    a sentence for the user; `strays`: text files that caption nothing.
     """
 
     by_image: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    places: dict[str, list[Place]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     strays: list[str] = field(default_factory=list)
     _sources: dict[str, str] = field(default_factory=dict)
 
-    def add(self, image: str, texts: Iterable[str], source: str) -> None:
-        """The captions of an image from `source`. Empty ones are none, and two sources for one image must agree."""
+    def add(self, image: str, texts: Iterable[str], place: Place, source: str) -> None:
+        """The captions of an image from `place`, which messages call `source`. Empty ones are none, and two sources for one image must agree."""
+        places = self.places.setdefault(image, [])
+        places += [] if place in places else [place]
         captions = tuple(dict.fromkeys(one_line_each(texts)))
         if not captions:
             return
@@ -109,15 +120,20 @@ def read_sidecars(folder: Folder, images: Sequence[str], captions: Captions, *, 
         if text is None:
             continue
         if len(found) > 1 and _visible(text):
-            both = listed([file_label(folder.label, image) for image in found], " and ")
+            both = listed([file_label(folder.label, image) for image in found], " and ", most=3)
             captions.problems.append(f"{both} have one name, so {label} may be the caption of either: rename one, or name it IMAGE.png.txt in full")
             continue
-        captions.add(folder.label + found[0], text.splitlines() if caption_lines else [text], label)
+        captions.add(folder.label + found[0], text.splitlines() if caption_lines else [text], Place(folder.path / name), label)
     return strays
 
 
 def sidecars_with_images(folder: Folder, images: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Each file of `folder` that may hold a caption, with those of `images` whose it may be."""
-    names = Names([(known, image) for image in images for known in dict.fromkeys((image, image.rpartition(".")[0]))])
+    owners = owners_of_sidecars(images)
     for name in folder.sidecars:
-        yield name, names.find(name.rpartition(".")[0])
+        yield name, owners.find(name.rpartition(".")[0])
+
+
+def owners_of_sidecars(images: Sequence[str]) -> Names[str]:
+    """Finds the images of a folder whose caption a file may hold, by the file's name without its ending."""
+    return Names([(known, image) for image in images for known in dict.fromkeys((image, image.rpartition(".")[0]))])

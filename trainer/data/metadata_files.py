@@ -7,11 +7,11 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..messages import listed, shown
-from .captions import Captions
+from .captions import Captions, Place
 from .folders import Folder, file_label
 from .names import Names, T
 
@@ -32,7 +32,7 @@ def read_metadata(folder: Folder, names: Names[str], captions: Captions) -> set[
             continue
         for line, row in _rows(text, name.endswith(".csv")):
             where = f"{label} line {line}"
-            problem = row if isinstance(row, str) else _take(folder.label, row, where, names, named, captions)
+            problem = row if isinstance(row, str) else _take(folder.label, row, folder.path / name, where, names, named, captions)
             captions.problems += [f"{where}{problem}"] if problem else []
     return named
 
@@ -56,7 +56,7 @@ def _rows(text: str, is_csv: bool) -> Iterator[tuple[int, dict[Any, Any] | str]]
                 yield number, f" is not JSON ({shown(str(error))})"
 
 
-def _take(label: str, row: dict[Any, Any], where: str, names: Names[str], named: set[str], captions: Captions) -> str:
+def _take(label: str, row: dict[Any, Any], file: Path, where: str, names: Names[str], named: set[str], captions: Captions) -> str:
     """Add what a row says; what is wrong with it, or nothing."""
     file_name = row.get("file_name")
     if not isinstance(file_name, str):
@@ -65,7 +65,7 @@ def _take(label: str, row: dict[Any, Any], where: str, names: Names[str], named:
     if not found:
         return f": there is no image {shown(repr(file_name))} in this folder"
     if len(found) > 1:
-        return f": {shown(repr(file_name))} may be {listed([shown(image) for image in found], ' or ')}: write it as the file is named"
+        return f": {shown(repr(file_name))} may be {listed([shown(image) for image in found], ' or ', most=3)}: write it as the file is named"
     column = caption_column(row)
     filled = row[column] if column else 0
     texts = [] if filled in (None, "") else [filled] if isinstance(filled, str) else filled
@@ -76,7 +76,7 @@ def _take(label: str, row: dict[Any, Any], where: str, names: Names[str], named:
     except UnicodeEncodeError:
         return ": its caption holds half of a character (a lone surrogate, as \\ud83d): write that character again"
     named.add(found[0])
-    captions.add(found[0], texts, where)
+    captions.add(found[0], texts, Place(file, file_name), where)
     return ""
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..dataset import MAX_REPEATS, Dataset, DatasetImage, MissingCaptions
+from ..dataset import MAX_REPEATS, Dataset, DatasetImage, MissingCaptions, Reading
 from ..messages import listed, shown, system_reason
 from .captions import Captions, read_sidecars
 from .folders import Folder, Layout, look
@@ -88,7 +88,7 @@ def scan_folder(
         layout = look(folder, recursive=recursive, large_repeats=large_repeats, without=elsewhere)
     except OSError as error:
         raise DatasetError(f"{shown(name)}: the folder cannot be read ({system_reason(error)}).") from error
-    captions, named = _captions(layout, caption_lines)
+    captions, named = folder_captions(layout, caption_lines)
     problems = captions.problems
     sources = _sources(layout, named, repeats, problems)
     checked = _checked(sources, problems)
@@ -116,7 +116,7 @@ def scan_folder(
         trigger_word=trigger_word,
         missing_captions=missing_captions,
         mask_from_alpha=masks == "alpha",
-        caption_lines=caption_lines,
+        reading=Reading(folder=str(folder), recursive=recursive, caption_lines=caption_lines) if _is_utf8(str(folder)) else None,
         notes=(*notes, *remark_notes({key: found.remarks for key, found in checked.items()})),
     )
 
@@ -142,8 +142,8 @@ def _is_utf8(name: str) -> bool:
     return name.encode("utf-8", "replace").decode() == name
 
 
-def _captions(layout: Layout, caption_lines: bool) -> tuple[Captions, set[str]]:
-    """All captions, and the images in folders that are not trained but for being named in a metadata file of one that is."""
+def folder_captions(layout: Layout, caption_lines: bool) -> tuple[Captions, set[str]]:
+    """All captions of a folder, and the images that a metadata file names: those are trained in folders too that are not."""
     captions = Captions()
     usable = [folder for folder in layout.folders if folder.use != "repeats 0"]
     names = Names([(folder.label + name, folder.label + name) for folder in layout.folders for name in folder.images])
@@ -152,10 +152,15 @@ def _captions(layout: Layout, caption_lines: bool) -> tuple[Captions, set[str]]:
         named |= read_metadata(folder, names, captions)
     named &= {folder.label + name for folder in usable for name in folder.images}
     for folder in usable:
-        images = [name for name in folder.images if folder.use == "trained" or folder.label + name in named]
+        images = captioned_images(folder, named)
         strays = read_sidecars(folder, images, captions, caption_lines=caption_lines) if images or folder.use == "trained" else []
         captions.strays += strays if folder.use == "trained" else []
     return captions, named
+
+
+def captioned_images(folder: Folder, named: set[str]) -> list[str]:
+    """The images of a folder that can have caption files. `named`: see `folder_captions`."""
+    return [name for name in folder.images if folder.use == "trained" or folder.label + name in named]
 
 
 def _sources(layout: Layout, named: set[str], repeats: int, problems: list[str]) -> list[_Source]:
