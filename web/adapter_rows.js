@@ -75,7 +75,7 @@ export function createRowsWidget(node, inputName, inputData, type) {
   const done = () => {
     node.graph?.setDirtyCanvas(true, true);
     const resized = measured.measure();
-    addStep(resized && isVueNode(root));
+    addStep(node, resized && isVueNode(root));
   };
   const showAll = () => {
     const count = rows.filter(isOn).length;

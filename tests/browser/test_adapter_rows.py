@@ -3,7 +3,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from comfy_page import SAVE_AND_LOAD
+from comfy_page import NOTICE_CHANGES, SAVE_AND_LOAD
 from loom_server import Server
 from playwright.sync_api import Locator, Page, expect
 
@@ -25,6 +25,14 @@ SET_ROWS = """(rows) => {
     app.extensionManager.workflow.activeWorkflow.changeTracker.checkState();
 }"""
 HISTORY = "app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
+# Until no node has changed its size for a while.
+AT_REST = """async () => {
+    const sizes = () => String(app.graph.nodes.map((node) => [...node.size]));
+    for (let before = "", still = 0; still < 20; before = sizes()) {
+        await new Promise(requestAnimationFrame);
+        still = sizes() === before ? still + 1 : 0;
+    }
+}"""
 ZOOM = """(scale) => {
     const stack = app.graph.nodes.find((node) => node.type === "LoomAdapterStack");
     app.canvas.ds.scale = scale;
@@ -234,3 +242,70 @@ def test_details_are_written_where_they_differ_and_kept(open_page: Callable[[str
     blocks.press("Enter")
     shown(page).nth(2).locator(".lora-loom-remove-key").click()
     assert rows_of(page) == [row("second.safetensors"), converted, row("second.safetensors")]
+
+
+def test_what_was_on_before_a_row_was_tried_alone_survives_loading_and_undo(open_page: Callable[[str], Page]) -> None:
+    page = with_rows(open_page, row("a"), row("b", on=False), row("c"))
+    solo = shown(page).locator(".lora-loom-solo")
+    solo.nth(2).click()
+    assert switches(page) == [False, False, True]
+    page.evaluate(SAVE_AND_LOAD)
+    expect(solo.nth(2)).to_have_attribute("aria-pressed", "true")
+    shown(page).nth(0).locator(".lora-loom-down").click()
+    assert names(page) == ["b", "a", "c"]
+    page.keyboard.press("Control+z")
+    expect(shown(page).nth(0).locator(".lora-loom-name")).to_have_value("a")
+    expect(solo.nth(2)).to_have_attribute("aria-pressed", "true")
+    solo.nth(2).click()
+    assert switches(page) == [True, False, True]
+    page.evaluate(SAVE_AND_LOAD)
+    expect(solo.nth(2)).to_have_attribute("aria-pressed", "false")
+
+
+@pytest.mark.parametrize("control", ["lora-loom-duplicate", "lora-loom-remove", "lora-loom-on", "lora-loom-solo", "lora-loom-down"])
+def test_one_change_of_rows_is_one_step_for_undo(open_page: Callable[[str], Page], control: str) -> None:
+    page = with_rows(open_page, *(row(f"row {number}") for number in range(6)))
+    page.evaluate(AT_REST)
+    page.evaluate(NOTICE_CHANGES)
+    before, steps = rows_of(page), page.evaluate(HISTORY)
+    shown(page).nth(0).locator(f".{control}").click()
+    page.wait_for_function(f"{HISTORY} > {steps}")
+    assert rows_of(page) != before
+    page.evaluate(AT_REST)
+    page.evaluate(NOTICE_CHANGES)
+    assert page.evaluate(HISTORY) == steps + 1
+    page.keyboard.press("Control+z")
+    page.wait_for_function(f"{HISTORY} === {steps}")
+    page.evaluate(AT_REST)
+    page.evaluate(NOTICE_CHANGES)
+    assert rows_of(page) == before
+    assert page.evaluate(HISTORY) == steps
+
+
+def test_the_arrow_keys_choose_among_what_is_found_only(open_page: Callable[[str], Page]) -> None:
+    page = with_rows(open_page, row(""))
+    field = shown(page).nth(0).locator(".lora-loom-name")
+    choices = page.locator(".lora-loom-choice")
+    field.click()
+    expect(choices.filter(has_text="hypernetwork:deep.pt")).to_be_visible()
+    field.press_sequentially("night")
+    expect(choices).to_have_text(["style/night_sky.safetensors"])
+    field.press("ArrowDown")
+    field.press("Enter")
+    assert names(page) == ["style/night_sky.safetensors"]
+    # A whole name is no search, and what is found nowhere can be chosen as it is.
+    field.fill("sky.safetensors")
+    field.press("Tab")
+    assert names(page) == ["sky.safetensors"]
+    field.fill("nowhere")
+    field.press("Enter")
+    assert names(page) == ["nowhere"]
+
+
+def test_the_editor_is_explained_in_words_for_its_user(open_page: Callable[[str], Page], server: Server) -> None:
+    page = with_rows(open_page, row("a"))
+    tooltip = server.get("/object_info/LoomAdapterStack")["LoomAdapterStack"]["input"]["required"]["rows"][1]["tooltip"]
+    assert "JSON" not in tooltip
+    if page.evaluate("app.ui.settings.getSettingValue('Comfy.VueNodes.Enabled')"):
+        page.locator(".lora-loom-rows").hover(position={"x": 5, "y": 5})
+        expect(page.locator(".p-tooltip")).to_have_text(tooltip)

@@ -14,7 +14,10 @@ NODE = "String(app.graph.nodes.find((node) => node.type === 'LoomTrainLoRA').id)
 # Keeps what the widget says, in order, each time it says something else.
 RECORD = """() => {
     window.said = [];
-    const shown = (name) => document.querySelector(`.lora-loom-${name}`)?.textContent ?? "";
+    const shown = (name) => {
+        const element = document.querySelector(`.lora-loom-${name}`);
+        return element?.checkVisibility() ? element.textContent : "";
+    };
     const look = () => {
         const now = [shown("phase-name"), shown("elapsed"), shown("step")];
         if (String(window.said.at(-1)) !== String(now)) window.said.push(now);
@@ -104,6 +107,29 @@ def test_a_run_that_was_stopped_goes_on_and_can_be_stopped_again(open_page: Call
     assert elapsed[0] <= 10
 
 
+@ON_CANVAS
+def test_a_failure_that_says_what_is_wrong_is_told_once(open_page: Callable[[str], Page]) -> None:
+    page = open_page("train_lora_sd15")
+    short(page, "no_number", steps=500, learning_rate=10, alpha=4096)
+    page.get_by_test_id("queue-button").click()
+    expect(page.locator(".lora-loom-run")).to_have_attribute("data-state", "failed", timeout=120_000)
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("was not a number 10 times in a row")
+    text = dialog.inner_text()
+    assert text.count("was not a number 10 times in a row") == 1
+    assert "Traceback" not in text
+    assert "log.txt" not in text
+
+
+@ON_CANVAS
+def test_the_demo_trains_without_a_warning(open_page: Callable[[str], Page]) -> None:
+    page = open_page("train_lora_sd15")
+    short(page, "no_warning")
+    page.get_by_test_id("queue-button").click()
+    expect(page.locator(".lora-loom-run")).to_have_attribute("data-state", "finished", timeout=120_000)
+    expect(page.locator(".lora-loom-warning").filter(visible=True)).to_have_count(0)
+
+
 def history(page: Page, events: list[dict[str, Any]], ago: float) -> None:
     """Let the server tell of a run of the page's training node, which began `ago` seconds ago; events have their seconds since then."""
     started = time.time() - ago
@@ -120,8 +146,7 @@ def history(page: Page, events: list[dict[str, Any]], ago: float) -> None:
 def test_what_is_left_is_that_of_the_training_and_skipped_steps_have_their_reason(open_page: Callable[[str], Page]) -> None:
     page = open_page("train_lora_sd15")
     remaining, elapsed = page.locator(".lora-loom-remaining"), page.locator(".lora-loom-elapsed")
-    began = {"event": "started", "time": 20, "run": "0" * 16, "pid": 1, "task": "train_lora"}
-    began |= {"total_steps": 100, "resumed_from": 0, "precision": "fp32"}
+    began = {"event": "started", "time": 20, "run": "0" * 16, "pid": 1, "task": "train_lora", "total_steps": 100, "precision": "fp32"}
     encoding = [
         {"event": "phase", "time": 30, "name": "encoding pictures", "done": 0, "total": 1000, "detail": ""},
         {"event": "phase", "time": 40, "name": "encoding pictures", "done": 10, "total": 1000, "detail": ""},

@@ -54,6 +54,25 @@ def test_a_small_learning_rate_is_shown_and_kept_as_it_is(open_page: Callable[[s
     assert train["inputs"]["learning_rate"] == 0.00025
 
 
+# What the canvas writes for a number.
+DRAWN = """(value) => {
+    const drawn = [];
+    const context = document.createElement("canvas").getContext("2d");
+    context.fillText = (text) => drawn.push(text);
+    const widget = app.graph.nodes.find((node) => node.type === "LoomTrainLoRA").widgets.find((widget) => widget.name === "learning_rate");
+    widget.value = value;
+    widget.drawWidget(context, { width: 300, showText: true });
+    return drawn;
+}"""
+
+
+@pytest.mark.parametrize("open_page", ["canvas"], indirect=True)
+def test_the_canvas_draws_every_digit_of_a_number_and_no_idle_zeros(open_page: Callable[[str], Page]) -> None:
+    page = open_page("train_lora_sd15")
+    for value, shown in ((1e-4, "0.0001"), (1e-7, "0.0000001"), (0.0015, "0.0015"), (1, "1"), (10, "10")):
+        assert page.evaluate(DRAWN, value) == ["learning_rate", shown]
+
+
 SMALL_NUMBERS = [
     ("LoomTextEncoder", "learning_rate", "0.00005"),
     ("LoomOptimizer", "ema_decay", "0.9999"),
