@@ -39,4 +39,5 @@ def _begins(character: str) -> bool:
 
 def _is_plain(character: str) -> bool:
     # Marks are part of letters: of some scripts always, and of what a Mac writes as letter and accent.
-    return _begins(character) or character in " .+-" or unicodedata.category(character) in ("Mn", "Mc")
+    # So are the joiners that Persian and the scripts of India write between letters.
+    return _begins(character) or character in " .+-\u200c\u200d" or unicodedata.category(character) in ("Mn", "Mc")

@@ -324,7 +324,11 @@ def test_what_peft_and_diffusers_write_is_read_as_they_mean_it(way: Callable[[di
 
 @pytest.mark.parametrize(
     "options",
-    [{"lora_alpha": 6}, {"lora_alpha": 6, "use_rslora": True}, {"lora_alpha": 6, "alpha_pattern": {"proj_in": 3, "mid_block.*to_q": 8}}],
+    [
+        {"lora_alpha": 6},
+        {"lora_alpha": 6, "use_rslora": True},
+        {"lora_alpha": 6, "alpha_pattern": {"proj_in": 3, r"mid_block\..*attn\d\.to_(q|k)": 8}},
+    ],
     ids=["alpha", "rslora", "pattern"],
 )
 def test_pefts_alpha_comes_from_the_configuration_in_the_file(options: dict[str, object], tmp_path: Path) -> None:

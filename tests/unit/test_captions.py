@@ -189,3 +189,15 @@ def test_a_table_that_is_no_csv_is_named_by_its_line(tmp_path: Path) -> None:
     assert "metadata.csv line" in refusal(tmp_path)
     (tmp_path / "metadata.csv").write_text("name,text\na.png,a\n")
     assert 'metadata.csv line 2 has no "file_name"' in refusal(tmp_path)
+
+
+def test_many_doubts_about_long_names_make_a_message_that_can_be_read(tmp_path: Path) -> None:
+    for number in range(12):
+        stem = f"{number}" + "x" * 150
+        for suffix in (".png", ".jpg", ".bmp", ".gif", ".webp", ".tiff"):
+            picture(tmp_path / f"{stem}{suffix}")
+        (tmp_path / f"{stem}.txt").write_text("which?")
+    with pytest.raises(DatasetError) as caught:
+        scan_folder(tmp_path, "set")
+    assert len(str(caught.value)) < 4000
+    assert str(caught.value).endswith("and 2 more.")

@@ -112,6 +112,16 @@ def test_grey_of_thirty_two_bits_is_scaled_by_its_range(tmp_path: Path, white: i
     assert is_a_ramp(saved(tmp_path / "a.tiff", Image.fromarray((RAMP * white).astype(np.int32), "I")))
 
 
+def test_grey_that_counts_from_white_is_no_negative(tmp_path: Path) -> None:
+    # As some scanners write it: tag 262 is 0.
+    path = saved(tmp_path / "a.tiff", Image.fromarray(np.full((8, 8), 30000, np.uint16)), "TIFF")
+    data = path.read_bytes()
+    entry = struct.pack("<HHIHH", 262, 3, 1, 1, 0)
+    assert entry in data
+    path.write_bytes(data.replace(entry, struct.pack("<HHIHH", 262, 3, 1, 0, 0)))
+    assert close(open_image(path), (138, 138, 138))
+
+
 def test_grey_without_a_sign_is_not_wrapped_around(tmp_path: Path) -> None:
     path = tmp_path / "a.tiff"
     values = (RAMP * (2**32 - 1)).astype(np.uint32)
@@ -142,6 +152,17 @@ def png(bits: int, color: int, rows: bytes, width: int, height: int, *chunks: tu
     parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     body = b"".join(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts)
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_png_may_hold_long_texts(tmp_path: Path, behind: bool) -> None:
+    whole = saved(tmp_path / "a.png", Image.new("RGB", (5, 7), (1, 2, 3))).read_bytes()
+    content = b"workflow\0\0" + zlib.compress(b"x" * 2_000_000)
+    chunk = struct.pack(">I", len(content)) + b"zTXt" + content + struct.pack(">I", zlib.crc32(b"zTXt" + content))
+    place = len(whole) - 12 if behind else 8 + 25  # before IEND, or behind the header
+    (tmp_path / "a.png").write_bytes(whole[:place] + chunk + whole[place:])
+    assert open_image(tmp_path / "a.png").getpixel((0, 0)) == (1, 2, 3)
+    assert upright_size(tmp_path / "a.png") == (5, 7)
 
 
 def test_colors_of_sixteen_bits_are_read(tmp_path: Path) -> None:

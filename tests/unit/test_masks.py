@@ -96,3 +96,9 @@ def test_a_mask_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     assert "is 40 x 20 and its image a.jpg 20 x 40" in refusal(tmp_path)
     picture(tmp_path / "a-masklabel.png", (40, 20), exif=exif)
     assert masks(scan_folder(tmp_path, "things")) == {"a.jpg": "a-masklabel.png"}
+
+
+def test_a_folder_of_masks_that_is_gone_is_called_that(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(DatasetError, match=r"the masks in gone cannot be read \(No such file or directory\)"):
+        scan_folder(tmp_path, "set", masks=tmp_path / "gone")

@@ -5,6 +5,7 @@ leaves `adapter_config.json` beside `adapter_model.safetensors`.
 """
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ _MODEL, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _WANTED = ("r", "lora_alpha", "alpha", "alpha_pattern", "rank_pattern", "use_rslora")
 _KINDS = ("LORA", "LOHA", "LOKR")
 _MOST_BYTES = 10_000_000
-_WILD = ".*"
+_LONGEST_PATTERN, _LONGEST_MODULE = 300, 200
+_MOST_REPEATED, _MOST_OPTIONAL = 3, 4
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def peft_scale(metadata: Mapping[str, str], path: Path) -> PeftScale | None:
 
     Raises FileError if `lora_adapter_metadata` or adapter_config.json is there and cannot be read.
     """
-    if KEY in metadata:
+    if metadata.get(KEY, "").strip() not in ("", "null"):
         return PeftScale(_components(_table(metadata[KEY], f"{path.name}: {KEY} in its metadata")), path.name, f"{KEY} in its metadata")
     plain = {key: value for key in PLAIN_KEYS if (value := _plain(metadata.get(key, ""))) is not None}
     if isinstance(plain.get("lora_alpha"), int | float):
@@ -88,7 +90,7 @@ def _beside(path: Path) -> dict[str, Any] | None:
     where = f"{path.name}: {_CONFIG} beside it, which holds its alpha,"
     try:
         with config.open("rb") as file:
-            text = file.read(_MOST_BYTES).decode()
+            text = file.read(_MOST_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise FileError(f"{where} cannot be read: {system_reason(error)}.") from error
     except UnicodeDecodeError as error:
@@ -125,28 +127,20 @@ def _components(config: Mapping[str, Any]) -> dict[str, dict[str, object]]:
 
 
 def _matches(pattern: str, module: str, where: str, file: str) -> bool:
-    """peft's patterns are regular expressions; from a stranger's file only names with .* in them, joined by |, are taken: those match quickly."""
-    for name in pattern.split("|"):
-        pieces = name.removeprefix("^").removesuffix("$").replace("\\.", ".").split(_WILD)
-        if not all(piece.replace(".", "").replace("_", "").isalnum() or not piece for piece in pieces) or not any(pieces):
-            raise FileError(f"{file}: {shown(pattern)} in {where} is not a layer's name. Save the adapter with plain names there.")
-        starts = [0] if name.startswith("^") else [0, *(place + 1 for place, letter in enumerate(module) if letter == ".")]
-        if any(_fits(pieces, module[start:]) for start in starts):
-            return True
-    return False
+    """Whether peft takes an entry of a pattern's table for the layer `module`, as its `get_pattern_key` does."""
+    if not _is_quick(pattern):
+        raise FileError(f"{file}: {shown(pattern)} in {where} could take forever to match. Save the adapter with the names of layers there.")
+    try:
+        return len(module) <= _LONGEST_MODULE and re.match(rf"(?:.*\.)?(?:{pattern})$", module) is not None
+    except (re.error, RecursionError, OverflowError) as error:
+        raise FileError(f"{file}: {shown(pattern)} in {where} is no regular expression. Save the adapter with names of layers there.") from error
 
 
-def _fits(pieces: list[str], text: str) -> bool:
-    """Whether `text` is the pieces with anything between them."""
-    first, *others = pieces
-    if not others:
-        return text == first
-    if not text.startswith(first):
-        return False
-    place = len(first)
-    for piece in others[:-1]:
-        place = text.find(piece, place)
-        if place < 0:
-            return False
-        place += len(piece)
-    return text.endswith(others[-1]) and len(text) - len(others[-1]) >= place
+def _is_quick(pattern: str) -> bool:
+    """Whether matching takes a time that a stranger's file may cost: a few repetitions, and none of a group.
+
+    What may follow a group's end, or look back or ahead, is where regular expressions take exponential time.
+    """
+    bare = re.sub(r"\\.|\[[^\]]*\]", "x", pattern).replace("(?:", "(")
+    few = len(re.findall(r"[*+{]", bare)) <= _MOST_REPEATED and bare.count("?") <= _MOST_OPTIONAL
+    return len(pattern) <= _LONGEST_PATTERN and few and not re.search(r"\)[*+{]|\(\?", bare) and not re.search(r"\\[1-9]", pattern)

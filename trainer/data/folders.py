@@ -107,7 +107,7 @@ def look(folder: Path, *, recursive: bool = False, large_repeats: bool = False, 
 
 def _walk(folder: Path, unreadable: list[tuple[str, str]], without: Path | None = None) -> Iterator[tuple[Path, str, tuple[str, ...]]]:
     """(path, label, names of files) of `folder` and all folders below it, each once however links go; hidden ones are skipped."""
-    seen, hidden = {_identity(folder)}, _identity(without) if without else None
+    seen, hidden = {_identity(folder)}, _identity(without) if without and without.is_dir() else None
     waiting = [(folder, "")]
     while waiting:
         path, label = waiting.pop()
@@ -131,8 +131,8 @@ def _walk(folder: Path, unreadable: list[tuple[str, str]], without: Path | None 
                         below.append((path / entry.name, f"{label}{entry.name}/"))
                 elif entry.is_file():
                     files.append(entry.name)
-                elif entry.is_symlink():
-                    unreadable.append((label + entry.name, "a link that leads nowhere"))
+                elif entry.is_symlink() or is_image_name(entry.name):
+                    unreadable.append((label + entry.name, "a link that leads nowhere" if entry.is_symlink() else "no file but a device or a pipe"))
             except OSError as error:
                 unreadable.append((label + entry.name, system_reason(error)))
         yield path, label, tuple(files)

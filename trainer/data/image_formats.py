@@ -29,8 +29,10 @@ SUFFIXES = tuple(_SUFFIXES)
 _PACKAGES = {"AVIF": "pillow>=11.3", "HEIF": "pillow-heif", "JXL": "pillow-jxl-plugin"}
 _ALWAYS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _BEGINNINGS = (
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (_PNG, "PNG"),
     (b"\xff\xd8\xff", "JPEG"),
     (b"GIF8", "GIF"),
     (b"BM", "BMP"),
@@ -92,3 +94,15 @@ def how_to_read(name: str) -> str:
 def how_to_read_name(file_name: str) -> str:
     """The same for a file by its name's ending."""
     return how_to_read(_SUFFIXES.get(f".{file_name.rpartition('.')[2].lower()}", ""))
+
+
+def without_texts(data: bytes) -> bytes:
+    """A PNG without its chunks of text (https://www.w3.org/TR/png-3/#11textinfo), which have no say in what it shows; anything else as it is."""
+    if not data.startswith(_PNG):
+        return data
+    kept, place = [_PNG], len(_PNG)
+    while place + 12 <= len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        kept += [] if data[place + 4 : place + 8] in _TEXTS else [data[place:end]]
+        place = end
+    return b"".join([*kept, data[place:]])

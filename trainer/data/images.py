@@ -19,7 +19,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from ..messages import shown, system_reason
 from .colors import standard
 from .framing import Cut
-from .image_formats import format_of, how_to_read, readable_formats
+from .image_formats import format_of, how_to_read, readable_formats, without_texts
 
 _ORIENTATION = 0x0112
 _ON_ITS_SIDE = (5, 6, 7, 8)
@@ -39,6 +39,8 @@ _TURNED_BY_EXIF = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "AVIF")
 _CAN_BE_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
 _SIGNED = 2  # TIFF's SampleFormat, tag 339
 _SAMPLE_FORMAT = 339
+_WHITE_IS_ZERO = 0  # TIFF's PhotometricInterpretation, tag 262
+_PHOTOMETRIC = 262
 
 # Pillow's warning is about an attack; images beyond its limit are refused here in words of our own.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -107,6 +109,8 @@ def upright_size(path: Path) -> tuple[int, int]:
                 return (file.height, file.width) if orientation in _ON_ITS_SIDE else file.size
     except OSError as error:
         raise ImageError(system_reason(error)) from error
+    except ImageError:
+        pass  # the whole file tells why, or can be read after all
     return open_image(path).size
 
 
@@ -158,6 +162,17 @@ def _opened(stream: IO[bytes]) -> ImageFile.ImageFile:
 
 def _decoded(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
     """The image as `open_image` gives it, and what is odd about it."""
+    try:
+        return _decoded_as_it_is(data)
+    except ImageError:
+        bare = without_texts(data)
+        if len(bare) == len(data):
+            raise
+        # Pillow refuses a PNG for texts that are longer than it holds, as a workflow or what an editor knows of an image may be.
+        return _decoded_as_it_is(bare)
+
+
+def _decoded_as_it_is(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
     remarks = []
     with _opened(BytesIO(data)) as file:
         if _has_frames(file):
@@ -173,6 +188,8 @@ def _decoded(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
         upright = file.transpose(_TURNS[orientation]) if orientation in _TURNS else file
         try:
             image, usable = standard(upright, white=white, unsigned=unsigned)
+            if file.mode.startswith(("I", "F")) and getattr(file, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+                image = ImageOps.invert(image)  # Pillow does that itself for 8 bits
         except Exception as error:
             raise ImageError(_reason(error)) from error
     return image, tuple([*remarks, NO_PROFILE] if not usable else remarks)

@@ -18,6 +18,9 @@ from .names import Names
 __all__ = ["DatasetError", "MaskSource", "check_captions", "scan_folder", "signature"]
 
 
+_LONGEST_PROBLEM = 300
+
+
 class DatasetError(ValueError):
     """The folder cannot be trained on. The message names every file concerned, or the first of many."""
 
@@ -106,7 +109,7 @@ def scan_folder(
     if unnamed:
         problems.append(f"the trigger word is to stand in for missing captions, and it is empty: {listed(unnamed)} would have no caption")
     if problems:
-        raise DatasetError(f"{shown(name)}: {listed(problems, '; ')}.")
+        raise DatasetError(f"{shown(name)}: {listed([shown(problem, _LONGEST_PROBLEM) for problem in problems], '; ')}.")
     notes = [*layout_notes(layout, named), *stray_notes(captions.strays), *about_masks]
     if not images:
         raise DatasetError(f"{shown(name)}: no pictures in it ({', '.join(SUFFIXES)}), nor in subfolders named like 10_name.{_instead(notes)}")
