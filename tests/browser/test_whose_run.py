@@ -47,7 +47,7 @@ def test_a_run_belongs_to_the_workflow_and_the_settings_that_asked_for_it(open_p
     page = open_page("train_lora_sd15")
     widget = page.locator(".lora-loom-run")
     short(page, "whose")
-    # Another client trains under this node's number and name.
+    # Another client trains under this node's number and name, which is taken then.
     graph = training_graph("whose", steps=1)
     graph[page.evaluate(NODE)] = graph.pop("train")
     server.run(graph)
@@ -57,11 +57,11 @@ def test_a_run_belongs_to_the_workflow_and_the_settings_that_asked_for_it(open_p
 
     page.get_by_test_id("queue-button").click()
     expect(widget).to_have_attribute("data-state", "finished", timeout=120_000)
-    expect(page.locator(".lora-loom-phase-detail")).to_have_text("saved as whose.safetensors")
+    expect(page.locator(".lora-loom-phase-detail")).to_have_text("saved as whose-2.safetensors")
     set_widget(page, "LoomTrainLoRA", "learning_rate", 0.001)
     page.evaluate(NOTICE_CHANGES)
     expect(widget).to_have_attribute("data-state", "changed")
-    expect(page.locator(".lora-loom-phase")).to_have_text("Settings changed since the last run which finished, saved as whose.safetensors")
+    expect(page.locator(".lora-loom-phase")).to_have_text("Settings changed since the last run which finished, saved as whose-2.safetensors")
     set_widget(page, "LoomTrainLoRA", "learning_rate", 0.0015)
     page.evaluate(NOTICE_CHANGES)
     expect(widget).to_have_attribute("data-state", "finished")
