@@ -4,7 +4,6 @@ import { isOver } from "./run_state.js";
 
 const TURN = { queued: "Queued", starting: "Starting" };
 const STATUS = { finished: "Finished", stopped: "Stopped", failed: "Failed", interrupted: "Interrupted", stopping: "Stopping…" };
-const ENDS = { finished: "finished", stopped: "was stopped", failed: "failed", interrupted: "was interrupted" };
 
 /** What the run is doing, without numbers: this is read aloud when it changes. `turn`: as in `turnOf`; `changed`: with other settings than now. */
 export function phaseName(state, turn, changed) {
@@ -20,7 +19,7 @@ export function phaseDetail(state, turn, changed) {
   if (!state || turn) return "";
   if (isOver(state)) {
     const saved = state.adapter ? `saved as ${fileName(state.adapter)}` : "";
-    return changed ? [`which ${ENDS[state.status]}`, saved].filter(Boolean).join(", ") : saved;
+    return changed ? `(${[STATUS[state.status].toLowerCase(), saved].filter(Boolean).join(", ")})` : saved;
   }
   const { done, total, detail } = state.phase ?? {};
   return [total > 0 ? `${done} of ${total}` : "", detail].filter(Boolean).join(" · ");

@@ -61,7 +61,7 @@ def test_a_run_belongs_to_the_workflow_and_the_settings_that_asked_for_it(open_p
     set_widget(page, "LoomTrainLoRA", "learning_rate", 0.001)
     page.evaluate(NOTICE_CHANGES)
     expect(widget).to_have_attribute("data-state", "changed")
-    expect(page.locator(".lora-loom-phase")).to_have_text("Settings changed since the last run which finished, saved as whose-2.safetensors")
+    expect(page.locator(".lora-loom-phase")).to_have_text("Settings changed since the last run (finished, saved as whose-2.safetensors)")
     set_widget(page, "LoomTrainLoRA", "learning_rate", 0.0015)
     page.evaluate(NOTICE_CHANGES)
     expect(widget).to_have_attribute("data-state", "finished")

@@ -38,7 +38,7 @@ def finished_run(runs: Path, number: int, task: str = "train_lora") -> Path:
     events = [Started(run=folder.name, pid=1, task=task, total_steps=3), *counts, *steps, Finished(step=3)]
     (folder / "events.jsonl").write_text("".join(event.model_dump_json() + "\n" for event in events))
     (folder / "spec.json").write_text("{}")
-    About(node="7", name="bun", task=task, client="a-page", prompt="a-prompt", started=1000.0 + number).write(folder)
+    About(node="7", name="bun", task=task, client="a-page", prompt="a-prompt", workflow="a-workflow", started=1000.0 + number).write(folder)
     return folder
 
 
@@ -174,7 +174,7 @@ def test_runs_of_earlier_servers_are_listed_and_told(hostile: Server) -> None:
     assert list(told) == [5, 4, 3, 1], "newest first, without the one that cannot be read"
     assert told[5] == {
         "id": f"bun-{5:012x}", "node": "7", "name": "bun", "task": "train_lora", "state": "finished", "step": 3, "total": 3,
-        "started": 1005.0, "client": "a-page", "prompt": "a-prompt",
+        "started": 1005.0, "client": "a-page", "prompt": "a-prompt", "workflow": "a-workflow",
     }
     assert {run["state"] for run in told.values()} == {"finished"}
     assert [run["id"] for run in hostile.get("/lora_loom/runs?limit=2")["runs"]] == [told[5]["id"], told[4]["id"]]
