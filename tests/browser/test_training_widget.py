@@ -27,7 +27,7 @@ def test_the_widget_follows_a_run_survives_a_reload_and_stops_it(
 
     expect(page.locator(".lora-loom-step")).to_have_text(re.compile(r"Step \d+ of 2000"), timeout=90_000)
     expect(widget).to_have_attribute("data-state", "running")
-    page.wait_for_function("Number(document.querySelector('.lora-loom-curve').dataset.points) >= 10", timeout=60_000)
+    page.wait_for_function("Number(document.querySelector('.lora-loom-curve').dataset.points) >= 10", timeout=240_000)
     for part, shows in {
         ".lora-loom-loss": r"\d",
         ".lora-loom-learning-rate": r"1\.5e-3",
