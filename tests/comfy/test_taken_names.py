@@ -106,12 +106,12 @@ def test_a_fine_tune_does_not_replace_its_base(server: Server) -> None:
 
 
 def test_an_embedding_with_a_number_is_called_by_it(server: Server) -> None:
-    first, second = inverting_graph("bun", steps=1), inverting_graph("bun", steps=2)
+    first, second = inverting_graph("taken_bun", steps=1), inverting_graph("taken_bun", steps=2)
     second["seen"] = node("PreviewAny", source=["train", 2])
-    assert trained(server, first)["adapter"] == "embedding:bun"
+    assert trained(server, first)["adapter"] == "embedding:taken_bun"
     outputs = server.run(second)
-    assert outputs["train"]["lora_loom"][0]["adapter"] == "embedding:bun-2"
-    assert outputs["seen"]["text"] == ["embedding:bun-2, red food"]
+    assert outputs["train"]["lora_loom"][0]["adapter"] == "embedding:taken_bun-2"
+    assert outputs["seen"]["text"] == ["embedding:taken_bun-2, red food"]
 
 
 def test_both_files_of_pivotal_tuning_get_the_same_number(server: Server) -> None:
