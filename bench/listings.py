@@ -33,7 +33,7 @@ def main(comfyui: Path, folders: int, files: int, runs: int) -> None:
     """Print a table."""
     with tempfile.TemporaryDirectory() as place:
         base = Path(place)
-        images = sorted((PACK / "demo" / "food").glob("*.png"))[:IMAGES]
+        images = sorted((PACK / "tests" / "food").glob("*.png"))[:IMAGES]
         (base / "input" / "few").mkdir(parents=True)
         for image in images:
             for file in (image, image.with_suffix(".txt")):

@@ -73,9 +73,9 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> to
 
 
 def write_pictures(size: Size, folder: Path) -> None:
-    """The demo's pictures with their captions, opaque squares of the size's resolution already: no peer has to crop or flatten any."""
+    """Pictures of tests/food with their captions, opaque squares of the size's resolution already: no peer has to crop or flatten any."""
     folder.mkdir(parents=True)
-    for source in sorted((PACK / "demo" / "food").glob("*.png"))[:PICTURES]:
+    for source in sorted((PACK / "tests" / "food").glob("*.png"))[:PICTURES]:
         with Image.open(source) as opened:
             picture = opened.convert("RGBA").resize((size.resolution, size.resolution), Image.Resampling.LANCZOS)
         white = Image.new("RGBA", picture.size, "white")

@@ -1,4 +1,4 @@
-"""The real thing, once a session: a ComfyUI server with the pack, the mini base and the demo's pictures."""
+"""The real thing, once a session: a ComfyUI server with the pack, the mini base and the pictures of food."""
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +16,12 @@ def base_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (base / folder).mkdir(parents=True)
     build(base / "models" / "checkpoints" / "mini_base.safetensors")
     for name in ("food", "food_heldout"):
-        shutil.copytree(PACK / "demo" / name, base / "input" / name)
+        shutil.copytree(PACK / "tests" / name, base / "input" / name)
     # A few of them, for tests that are not about what is learned.
     (base / "input" / "few").mkdir()
     for stem in ("lemon", "red_apple", "banana"):
         for suffix in (".png", ".txt"):
-            shutil.copy(PACK / "demo" / "food" / f"{stem}{suffix}", base / "input" / "few")
+            shutil.copy(PACK / "tests" / "food" / f"{stem}{suffix}", base / "input" / "few")
     return base
 
 

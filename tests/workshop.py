@@ -60,12 +60,12 @@ class Workshop:
         return told(folder).end.message
 
     def dataset(self, *names: str, side: int = 64, **settings: Any) -> dict[str, Any]:
-        """A dataset of the demo's food, each picture `side` pixels wide and high unless `picture` has made another."""
+        """A dataset of pictures of food, each `side` pixels wide and high unless `picture` has made another."""
         images = []
         for name in names:
             path = self.place / f"{name}.png"
             if not path.is_file():
-                with Image.open(PACK / "demo" / "food" / path.name) as picture:
+                with Image.open(PACK / "tests" / "food" / path.name) as picture:
                     self.picture(name, picture.convert("RGB").resize((side, side)))
             images.append({"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "caption": f"{name}, food, drawn, small"})
         return {"name": "food", "images": images, "framing": {"resolution": side}, **settings}

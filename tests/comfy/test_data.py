@@ -18,7 +18,7 @@ def material(server: Server) -> Server:
     for folder in (wide, masks):
         folder.mkdir()
     for name, size in (("lemon", (160, 90)), ("banana", (90, 160))):
-        with Image.open(PACK / "demo" / "food" / f"{name}.png") as picture:
+        with Image.open(PACK / "tests" / "food" / f"{name}.png") as picture:
             picture.convert("RGB").resize(size).save(wide / f"{name}.png")
         Image.new("L", size, 255).save(masks / f"{name}.png")
         (wide / f"{name}.txt").write_text(f"{name}, food, drawn\na {name} on white\n")
@@ -115,7 +115,7 @@ def test_what_a_folder_leaves_out_is_told_on_the_nodes_in_the_log_and_by_the_run
     folder = material.base / "input" / "left_out"
     for name in ("a.png", "2024_photos/b.png", "dogs/c.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(PACK / "demo" / "food" / "lemon.png", folder / name)
+        shutil.copy(PACK / "tests" / "food" / "lemon.png", folder / name)
         (folder / name).with_suffix(".txt").write_text("a lemon")
     (folder / "film.mp4").write_bytes(b"")
     (folder / "readme.txt").write_text("about")

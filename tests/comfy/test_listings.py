@@ -26,7 +26,7 @@ def images(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for stem in ("lemon", "banana"):
         for suffix in (".png", ".txt"):
-            shutil.copy(PACK / "demo" / "food" / f"{stem}{suffix}", folder)
+            shutil.copy(PACK / "tests" / "food" / f"{stem}{suffix}", folder)
     return folder
 
 
