@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from loom_server import Server
 from playwright.sync_api import Browser, Page, sync_playwright
+from published import on_mini_base
 
 _CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 # Nothing in the page or the browser may look for a network, and ComfyUI's canvas needs no GPU.
@@ -29,10 +30,11 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(params=["canvas", "Nodes 2.0"])
 def open_page(request: pytest.FixtureRequest, browser: Browser, server: Server, tmp_path: Path) -> Iterator[Callable[[str], Page]]:
-    """Opens ComfyUI's page with a template loaded, in one of its two renderers; fails the test if the pack's own code reports an error."""
+    """Opens ComfyUI's page with a template, on the mini base, in one of its two renderers; fails the test if the pack's own code reports an error."""
     server.post("/settings/Comfy.TutorialCompleted", True)
     server.post("/settings/Comfy.VueNodes.Enabled", request.param == "Nodes 2.0")
     context = browser.new_context(viewport={"width": 1600, "height": 1000})
+    context.route("**/workflow_templates/lora-loom/*.json", lambda route: route.fulfill(json=on_mini_base(route.fetch().json())))
     errors: list[str] = []
 
     def open_(template: str) -> Page:

@@ -112,7 +112,7 @@ def test_rows_are_edited_in_the_page_and_queued_as_json(open_page: Callable[[str
     new.locator(".lora-loom-move").first.click()
     first, second = rows_of(page)
     assert first == {"on": True, "name": "second.safetensors", "model": 0.25, "clip": 0.25}
-    assert second["name"] == "food.safetensors"
+    assert second["name"] == "my_lora.safetensors"
     rows.nth(0).locator(".lora-loom-clip").fill("0.5")
     rows.nth(0).locator(".lora-loom-model").press("Shift+ArrowUp")
     rows.nth(0).locator(".lora-loom-model").press("ArrowUp")

@@ -58,11 +58,11 @@ def test_a_run_belongs_to_the_workflow_and_the_settings_that_asked_for_it(open_p
     page.get_by_test_id("queue-button").click()
     expect(widget).to_have_attribute("data-state", "finished", timeout=120_000)
     expect(page.locator(".lora-loom-phase-detail")).to_have_text("saved as whose-2.safetensors")
-    set_widget(page, "LoomTrainLoRA", "learning_rate", 0.001)
+    set_widget(page, "LoomTrainLoRA", "learning_rate", 0.002)
     page.evaluate(NOTICE_CHANGES)
     expect(widget).to_have_attribute("data-state", "changed")
     expect(page.locator(".lora-loom-phase")).to_have_text("Settings changed since the last run (finished, saved as whose-2.safetensors)")
-    set_widget(page, "LoomTrainLoRA", "learning_rate", 0.0015)
+    set_widget(page, "LoomTrainLoRA", "learning_rate", 0.001)
     page.evaluate(NOTICE_CHANGES)
     expect(widget).to_have_attribute("data-state", "finished")
     # Of a node that leads to it, too.
@@ -122,7 +122,7 @@ def test_a_failure_that_says_what_is_wrong_is_told_once(open_page: Callable[[str
 
 
 @ON_CANVAS
-def test_the_demo_trains_without_a_warning(open_page: Callable[[str], Page]) -> None:
+def test_the_template_trains_without_a_warning(open_page: Callable[[str], Page]) -> None:
     page = open_page("train_lora_sd15")
     short(page, "no_warning")
     page.get_by_test_id("queue-button").click()

@@ -2,36 +2,27 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from loom_server import PACK, Server, training_graph
+from loom_server import Server, training_graph
+from published import on_mini_base, published
 from tiny_blip import make_tiny_blip
 
-API = PACK / "workflows" / "api"
+FEW = {"steps": 2}
 
 
-def workflow(name: str) -> dict[str, Any]:
-    return json.loads((API / f"{name}.json").read_text())
-
-
-def small(graph: dict[str, Any], name: str) -> dict[str, Any]:
-    """The same graph with a training that takes seconds."""
-    for entry in graph.values():
-        if entry["class_type"] == "LoomTrainLoRA":
-            entry["inputs"].update(name=name, steps=3, batch_size=1)
-        if entry["class_type"] == "LoomSampling":
-            entry["inputs"].update(steps=2)
-        if entry["class_type"] == "KSampler":
-            entry["inputs"].update(steps=2)
-    return graph
+def training(path: str, **settings: Any) -> dict[str, Any]:
+    """The workflow that trains, on the mini base and in seconds."""
+    return on_mini_base(published(path), LoomTrainLoRA={"steps": 3, "batch_size": 1, **settings}, LoomSampling=FEW, KSampler=FEW)
 
 
 def test_progress_comes_on_the_websocket_and_results_in_the_history(server: Server) -> None:
     async def told() -> list[dict[str, Any]]:
-        return [message async for message in server.follow(small(workflow("train_lora_sd15"), "watched"), client="a-client")]
+        return [message async for message in server.follow(training("api/train_lora_sd15", name="watched"), client="a-client")]
 
     messages = asyncio.run(told())
     events = [message["data"]["event"] for message in messages if message["type"] == "lora_loom.run"]
@@ -60,26 +51,36 @@ def test_progress_comes_on_the_websocket_and_results_in_the_history(server: Serv
 
 def test_the_captioning_workflow_keeps_the_captions_that_are_there(server: Server) -> None:
     make_tiny_blip(server.base / "models" / "captioners" / "blip")
-    captions = next(iter(server.run(workflow("caption_dataset")).values()))["text"]
+    captions = next(iter(server.run(on_mini_base(published("api/caption_dataset"))).values()))["text"]
     assert len(captions) == 30
     assert "red apple, red food" in captions
 
 
-@pytest.mark.parametrize("form", ["api", "saved graph"])
-def test_comfy_cli_runs_the_published_workflow(server: Server, tmp_path: Path, form: str) -> None:
-    name = f"by_comfy_cli_{form.split()[0]}"
-    if form == "api":
-        graph: dict[str, Any] = small(workflow("train_lora_sd15"), name)
-    else:
-        # comfy-cli translates a graph as the page saves it; the numbers are in the order of the widgets.
-        graph = json.loads((PACK / "workflows" / "train_lora_sd15.json").read_text())
-        values = {node["type"]: node["widgets_values"] for node in graph["nodes"] if "widgets_values" in node}
-        training = values["LoomTrainLoRA"]
-        training[0], training[3], training[4] = name, 3, 1
-        values["LoomSampling"][4] = values["KSampler"][2] = 2
-    path = tmp_path / "workflow.json"
-    path.write_text(json.dumps(graph))
-    command = [os.environ["LORA_LOOM_COMFY_CLI"], "--skip-prompt", "run", "--workflow", str(path), "--wait"]
+def test_the_published_workflows_draw_with_what_the_training_one_makes(server: Server) -> None:
+    loras = server.base / "models" / "loras"
+    server.run(training("api/train_lora_sd15"))
+    shutil.copy(loras / "my_lora.safetensors", loras / "my_style.safetensors")  # the second of the two that are merged
+    for name in ("inspect_adapter", "stack_adapters", "compare_weights", "merge_adapters"):
+        server.run(on_mini_base(published(f"api/{name}"), KSampler=FEW, LoomCompare=FEW))
+    assert (loras / "my_merge.safetensors").is_file()
+
+
+def test_the_published_workflow_compares_methods(server: Server) -> None:
+    methods = {name: {"steps": 1, "batch_size": 1} for name in ("LoomTrainLoRA", "LoomFineTune", "LoomTrainTextualInversion")}
+    graph = on_mini_base(published("api/compare_methods"), LoomPrior={"num_class_images": 2, **FEW}, LoomCompareMethods=FEW, **methods)
+    (comparing,) = (node for node, entry in graph.items() if entry["class_type"] == "LoomCompareMethods")
+    _, _, *lines = server.run(graph)[comparing]["text"][0].splitlines()
+    assert [line.split(" | ")[0] for line in lines] == ["| base", "| LoRA", "| DreamBooth", "| textual inversion"]
+    assert all("→" in line for line in lines[1:])
+
+
+@pytest.mark.parametrize("path", ["api/train_lora_sd15", "train_lora_sd15"])
+def test_comfy_cli_runs_the_published_workflow(server: Server, tmp_path: Path, path: str) -> None:
+    name = f"by_comfy_cli_{path.replace('/', '_')}"
+    # It translates a graph as the page saves it.
+    file = tmp_path / "workflow.json"
+    file.write_text(json.dumps(training(path, name=name)))
+    command = [os.environ["LORA_LOOM_COMFY_CLI"], "--skip-prompt", "run", "--workflow", str(file), "--wait"]
     done = subprocess.run(
         [*command, "--host", "127.0.0.1", "--port", str(server.port)],
         capture_output=True,

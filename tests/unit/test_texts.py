@@ -99,6 +99,21 @@ def test_the_english_locale_says_what_the_source_says() -> None:
     assert _locale("en") == SCHEMAS
 
 
+def test_workflows_are_for_a_full_size_checkpoint_and_ones_own_pictures() -> None:
+    named: dict[str, set[Any]] = {}
+    for path in (PACK / "workflows" / "api").glob("*.json"):
+        for node in json.loads(path.read_text(encoding="utf-8")).values():
+            for name, value in node["inputs"].items():
+                if not isinstance(value, list):
+                    named.setdefault(name, set()).add(value)
+    # The name under which ComfyUI's own workflows have it.
+    assert named["checkpoint"] == named["ckpt_name"] == {"v1-5-pruned-emaonly-fp16.safetensors"}
+    assert named["folder"] == {"input/my_images", "input/my_images_heldout"}
+    assert named["resolution"] == named["width"] == named["height"] == {512}
+    assert named["buckets"] == {True}
+    assert named["cfg"] == named["guidance_scale"] == {7}
+
+
 def test_workflows_use_known_nodes_and_inputs() -> None:
     paths = sorted((PACK / "workflows" / "api").glob("*.json"))
     assert paths
