@@ -1,6 +1,6 @@
 """Pictures side by side: the same seed and prompts with other adapters or other weights."""
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,6 +12,8 @@ from comfy_api.latest import io
 
 from ..trainer.adapters.stack import EMBEDDING, HYPERNETWORK, Row
 from ..trainer.grid import labelled_grid
+from ..trainer.messages import shown
+from ..trainer.prompts import parse_words, without_words
 from ..trainer.spec import step_output, steps_of
 from .apply import apply_rows, scaled
 from .choices import choice_problem
@@ -29,11 +31,14 @@ _WEIGHTS, _ADAPTERS, _BOTH, _STEPS = "weights", "adapters", "adapters x weights"
 _KINDS = [_WEIGHTS, _ADAPTERS, _BOTH, _STEPS]
 _LARGEST = 10.0
 _MOST_CELLS = 400
+_MOST_OF_WORDS = 60  # characters of them in a label
 _PREFIX = "lora_loom/compare"
 # Every LoRA of diffusers is called this on a hub: the folder that it was put into tells which it is.
 _OF_A_HUB = "pytorch_lora_weights"
 
 _Stack = tuple[Row, ...]
+# A picture's prompt, and the rows of its stack that change anything.
+_Cell = tuple[str, _Stack]
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,15 @@ class Layout:
 
     columns: tuple[str, ...]
     lines: tuple[tuple[str, tuple[_Stack, ...]], ...]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What is drawn, and where: labels, and a line of cells for each of `rows`."""
+
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    cells: tuple[tuple[_Cell, ...], ...]
 
 
 class LoomCompare(io.ComfyNode):
@@ -76,6 +90,12 @@ class LoomCompare(io.ComfyNode):
                 io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale."),
                 io.Combo.Input("sampler", options=list(comfy.samplers.KSampler.SAMPLERS), default="euler", tooltip="As in KSampler."),
                 io.Combo.Input("scheduler", options=list(comfy.samplers.KSampler.SCHEDULERS), default="normal", tooltip="As in KSampler."),
+                io.String.Input(
+                    "without",
+                    default="",
+                    optional=True,
+                    tooltip="Words with commas between them: one more column, drawn as the last one but with prompts that lack them. Empty: none.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="All pictures with labels; also saved to output/lora_loom."),
@@ -86,7 +106,9 @@ class LoomCompare(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, compare: Any = None, weights: Any = None, sampler: Any = None, scheduler: Any = None) -> bool | str:
+    def validate_inputs(
+        cls, compare: Any = None, weights: Any = None, sampler: Any = None, scheduler: Any = None, prompt: Any = None, without: Any = None
+    ) -> bool | str:
         known = comfy.samplers.KSampler
         problem = choice_problem(compare=(compare, _KINDS), sampler=(sampler, known.SAMPLERS), scheduler=(scheduler, known.SCHEDULERS))
         if problem:
@@ -94,6 +116,8 @@ class LoomCompare(io.ComfyNode):
         try:
             if isinstance(weights, str):
                 parse_weights(weights)
+            if isinstance(prompt, str) and isinstance(without, str):
+                without_words(_lines(prompt), parse_words(without))
         except ValueError as error:
             return str(error)
         return True
@@ -114,31 +138,25 @@ class LoomCompare(io.ComfyNode):
         negative: str,
         compare: str,
         weights: str,
+        without: str = "",
         **settings: Any,
     ) -> io.NodeOutput:
         Kept.drop_others(cls.hidden)
         sampling = Sampling(**settings)
-        prompts = [line.strip() for line in prompt.splitlines() if line.strip()] or [""]
-        factors = parse_weights(weights)
+        prompts, words, factors = _lines(prompt), parse_words(without), parse_weights(weights)
         layout = layout_of(compare, adapters, factors)
-        count = len(prompts) * len(layout.lines) * len(layout.columns)
-        if count > _MOST_CELLS:
-            raise ValueError(f"the grid would have {count} pictures, and at most {_MOST_CELLS} are drawn: take fewer prompts, weights or adapters.")
+        table = _table(layout, prompts, words)
         node = str(cls.hidden.unique_id)
-        drawn = _Drawing(model, clip, vae, sampling, node, adapters).all(prompts, negative, [stack for _, line in layout.lines for stack in line])
-        rows, cells = [], []
-        for text in prompts:
-            for label, line in layout.lines:
-                rows.append(" · ".join(part for part in (text if len(prompts) > 1 or not label else "", label) if part))
-                cells.append([drawn[text, _working(stack)] for stack in line])
-        grid = labelled_grid(
-            [[as_picture(image) for image in line] for line in cells], layout.columns, rows, _note(prompts, negative, rows, sampling)
-        )
+        drawn = _Drawing(model, clip, vae, sampling, node, adapters).all([cell for line in table.cells for cell in line], negative)
+        images = [[drawn[cell] for cell in line] for line in table.cells]
+        note = _note(prompts, negative, table.rows, sampling)
+        grid = labelled_grid([[as_picture(image) for image in line] for line in images], table.columns, table.rows, note)
         told = {
             "compare": compare,
-            "columns": layout.columns,
-            "rows": rows,
+            "columns": table.columns,
+            "rows": table.rows,
             "prompts": prompts,
+            "without": words or None,
             "negative": negative,
             "adapters": [row.model_dump() for row in adapters],
             "weights": factors if compare in (_WEIGHTS, _BOTH) else None,
@@ -148,7 +166,7 @@ class LoomCompare(io.ComfyNode):
         if compare == _STEPS:
             file = adapter_file(layout.lines[0][1][-1][0].name)
             remember("LoomCompare", node, lambda: {step: stamp(path) for step, path in steps_of(file).items()})
-        return io.NodeOutput(as_image(grid), torch.stack([image for line in cells for image in line]), ui={"images": [saved]})
+        return io.NodeOutput(as_image(grid), torch.stack([image for line in images for image in line]), ui={"images": [saved]})
 
 
 def parse_weights(text: str) -> tuple[float, ...]:
@@ -161,8 +179,8 @@ def parse_weights(text: str) -> tuple[float, ...]:
         except ValueError:
             number = math.nan
         if not -_LARGEST <= number <= _LARGEST:
-            shown = repr(word[:40]) if word else "nothing"
-            raise ValueError(f"weights: numbers from -10 to 10 with commas between them are needed, as in 0, 0.5, 1; got {shown}.")
+            given = repr(word[:40]) if word else "nothing"
+            raise ValueError(f"weights: numbers from -10 to 10 with commas between them are needed, as in 0, 0.5, 1; got {given}.")
         found.append(number)
     return tuple(dict.fromkeys(found))
 
@@ -180,6 +198,33 @@ def layout_of(compare: str, adapters: Sequence[Row], weights: Sequence[float]) -
     columns = tuple(f"weight {weight:g}" for weight in weights)
     alone = [("", stack)] if compare == _WEIGHTS else [(_label(row), (row,)) for row in stack]
     return Layout(columns, tuple((label, tuple(scaled(rows, weight) for weight in weights)) for label, rows in alone))
+
+
+def _lines(prompt: str) -> list[str]:
+    """The prompts of the grid: one for each line that says something."""
+    return [line.strip() for line in prompt.splitlines() if line.strip()] or [""]
+
+
+def _table(layout: Layout, prompts: Sequence[str], words: Sequence[str]) -> _Table:
+    """The layout for each prompt, with one more column where `words` are left out of it.
+
+    Raises ValueError for more pictures than are drawn, and for words that no prompt holds.
+    """
+    columns = layout.columns
+    if words:
+        columns = (*columns, f'{columns[-1]}, without "{shown(", ".join(words), _MOST_OF_WORDS)}"')
+    count = len(prompts) * len(layout.lines) * len(columns)
+    if count > _MOST_CELLS:
+        raise ValueError(f"the grid would have {count} pictures, and at most {_MOST_CELLS} are drawn: take fewer prompts, weights or adapters.")
+    left = without_words(prompts, words)
+    rows: list[str] = []
+    cells: list[tuple[_Cell, ...]] = []
+    for text in prompts:
+        for label, stacks in layout.lines:
+            rows.append(" · ".join(part for part in (text if len(prompts) > 1 or not label else "", label) if part))
+            line = [(text, _working(stack)) for stack in stacks]
+            cells.append((*line, *([(left[text], line[-1][1])] if words else [])))
+    return _Table(columns, tuple(rows), tuple(cells))
 
 
 def _by_step(row: Row) -> list[tuple[str, Row]]:
@@ -208,31 +253,34 @@ def _working(stack: _Stack) -> _Stack:
 
 
 class _Drawing:
-    """Draws prompts with stacks. All texts are encoded first, then all latents are made, then all pictures: each of the models is needed once."""
+    """Draws cells. All texts are encoded first, then all latents are made, then all pictures: each of the models is needed once."""
 
     def __init__(self, model: Any, clip: Any, vae: Any, sampling: Sampling, node: str, adapters: Sequence[Row]) -> None:
         self._model, self._clip, self._vae, self._sampling, self._node = model, clip, vae, sampling, node
         # What one picture needs is read from what all need: else each would read its files anew.
         load(adapters, node)
 
-    def all(self, prompts: Sequence[str], negative: str, stacks: Sequence[_Stack]) -> dict[tuple[str, _Stack], torch.Tensor]:
-        """Pictures (h, w, 3) in [0, 1] by prompt and stack."""
+    def all(self, cells: Iterable[_Cell], negative: str) -> dict[_Cell, torch.Tensor]:
+        """Pictures (h, w, 3) in [0, 1]; equal cells are drawn once."""
+        prompts: dict[_Stack, list[str]] = {}
+        for text, stack in dict.fromkeys(cells):
+            prompts.setdefault(stack, []).append(text)
         models: dict[_Stack, Any] = {}
         texts: dict[tuple[_Stack, str], Any] = {}
         known: dict[tuple[Any, str], Any] = {}
-        for stack in dict.fromkeys(map(_working, stacks)):
+        for stack in prompts:
             models[stack], clip, _ = apply_rows(self._model, self._clip, stack, "live", f"{self._node} picture")
-            for text in (*prompts, negative):
+            for text in (*prompts[stack], negative):
                 # A stack without a part for the text encoder leaves it as it was.
                 key = (clip.patcher.patches_uuid, text)
                 if key not in known:
                     known[key] = encoded(clip, text)
                 texts[stack, text] = known[key]
-        bar = comfy.utils.ProgressBar(len(models) * len(dict.fromkeys(prompts)) * self._sampling.steps, node_id=self._node)
-        latents: dict[tuple[str, _Stack], torch.Tensor] = {}
+        bar = comfy.utils.ProgressBar(sum(map(len, prompts.values())) * self._sampling.steps, node_id=self._node)
+        latents: dict[_Cell, torch.Tensor] = {}
         for stack in list(models):
             model = models.pop(stack)
-            for text in dict.fromkeys(prompts):
+            for text in prompts[stack]:
                 done = len(latents) * self._sampling.steps
                 latents[text, stack] = latent(model, texts[stack, text], texts[stack, negative], self._sampling, bar, done)
         return {key: decoded(self._vae, found) for key, found in latents.items()}

@@ -74,7 +74,7 @@ class LoomTrainTextualInversion(io.ComfyNode):
                 LoomDataset.Input(
                     "validation",
                     optional=True,
-                    tooltip="Held-out pictures; their loss is measured before and after, and as often as Checkpointing Options say.",
+                    tooltip="Held-out pictures; their loss, by dataset too, is measured before, after, and as often as Checkpointing Options say.",
                 ),
             ],
             outputs=[

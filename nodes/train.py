@@ -56,7 +56,7 @@ class LoomTrainLoRA(io.ComfyNode):
                 LoomDataset.Input(
                     "validation",
                     optional=True,
-                    tooltip="Held-out pictures; their loss is measured before and after, and as often as Checkpointing Options say.",
+                    tooltip="Held-out pictures; their loss, by dataset too, is measured before, after, and as often as Checkpointing Options say.",
                 ),
                 LoomDataset.Input(
                     "class_dataset",

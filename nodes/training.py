@@ -97,6 +97,7 @@ class Trained:
             "last_loss": _mean(losses[-_LOSS_STEPS:]),
             "seconds_per_step": told.seconds_per_step(),
             "validation": sorted(told.validation.items()),
+            "validation_by_dataset": {name: sorted(losses.items()) for name, losses in told.validation_by_dataset.items()},
             "buckets": [bucket.model_dump() for bucket in told.data.buckets] if told.data else [],
             "loss_plot": loss_plot,
         }

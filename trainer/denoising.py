@@ -78,10 +78,10 @@ class Denoising:
         ]
         return losses[0] if len(losses) == 1 else losses[0] + self.prior_weight * losses[1]
 
-    def validation_loss(
+    def validation_losses(
         self, unet: nn.Module, held_out: Sequence[Example], texts: Texts, should_stop: Callable[[], bool], draws: int = 8
-    ) -> float | None:
-        """Mean loss of `unet` over every picture of `held_out` at `draws` fixed timesteps each, spread evenly, with fixed noise, without weighting.
+    ) -> Tensor | None:
+        """The loss (n,) of `unet` on each picture of `held_out` at `draws` fixed timesteps, spread evenly, with fixed noise, without weighting.
 
         The same pictures, noise and timesteps at every call, so two values differ only by the model. None if `should_stop` has cut it short.
         """
@@ -101,7 +101,7 @@ class Denoising:
                 part = self._noised(Batch(latents, conditioning, mask), Draw(noise, noise, spread))
                 predicted = self._predicted(unet, [part])[0]
                 losses.append(denoising_loss(predicted, part.target, plain, self._alphas, part.timesteps, self.prediction, part.batch.mask))
-        return float(torch.stack(losses).mean())
+        return torch.stack(losses)
 
     def _drawn(self, batch: Batch, objective: Objective, chance: torch.Generator) -> _Part:
         process, processes = self.share
@@ -133,6 +133,14 @@ class Denoising:
         noisy, timesteps = (torch.cat([getattr(part, name) for part in parts]) for name in ("noisy", "timesteps"))
         predicted = self.family.predict(unet, noisy, timesteps, together)
         return list(predicted.split([len(part.noisy) for part in parts]))
+
+
+def loss_by_dataset(losses: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Mean of the `losses` (n,) of each dataset, by name. `names`: of each picture's dataset; nothing if it is one and the same."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    return {name: float(losses[found].mean()) for name, found in rows.items()} if len(rows) > 1 else {}
 
 
 def _joined(conditionings: list[Conditioning]) -> Conditioning:

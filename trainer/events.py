@@ -88,11 +88,15 @@ class Progress(_Event):
 
 
 class Validation(_Event):
-    """Mean loss on the held-out pictures with fixed noise and timesteps."""
+    """Mean loss on the held-out pictures with fixed noise and timesteps.
+
+    `by_dataset`: the mean of each dataset by its name; empty where there is one, and in events from before it was told.
+    """
 
     event: Literal["validation"] = "validation"
     step: int
     loss: float
+    by_dataset: dict[str, float] = Field(default_factory=dict)
 
 
 class Sample(_Event):

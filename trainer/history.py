@@ -18,6 +18,8 @@ class History:
 
     losses: dict[int, float] = field(default_factory=dict)
     validation: dict[int, float] = field(default_factory=dict)
+    validation_by_dataset: dict[str, dict[int, float]] = field(default_factory=dict)
+    """By name and step; empty where the held-out pictures are of one dataset."""
     samples: list[Sample] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     """Everything but progress, in order, since the first start; of the counts of one phase in a row only the first and the last."""
@@ -40,6 +42,8 @@ class History:
             self.samples.append(event)
         elif isinstance(event, Validation):
             self.validation[event.step] = event.loss
+            for name, loss in event.by_dataset.items():
+                self.validation_by_dataset.setdefault(name, {})[event.step] = loss
         elif isinstance(event, Finished | Failed):
             self.end = event
         elif isinstance(event, Phase) and _counts_on(self.events[-2:], event):
@@ -49,8 +53,9 @@ class History:
     def _go_back_to(self, step: int) -> None:
         self.end = None
         self.progress = None
-        self.losses = {at: loss for at, loss in self.losses.items() if at <= step}
-        self.validation = {at: loss for at, loss in self.validation.items() if at <= step}
+        self.losses = _until(step, self.losses)
+        self.validation = _until(step, self.validation)
+        self.validation_by_dataset = {name: _until(step, losses) for name, losses in self.validation_by_dataset.items()}
         self.samples = [sample for sample in self.samples if sample.step <= step]
         if step == 0:
             self.events.clear()
@@ -65,6 +70,10 @@ class History:
         steps = sorted(losses)
         stride = max(1, -(-len(steps) // points))
         return [(step, losses[step]) for step in steps[::stride]]
+
+
+def _until(step: int, losses: dict[int, float]) -> dict[int, float]:
+    return {at: loss for at, loss in losses.items() if at <= step}
 
 
 def _counts_on(before: list[Event], event: Phase) -> bool:

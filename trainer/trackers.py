@@ -32,7 +32,8 @@ class TensorBoard:
                 self._tracker.log({"loss": loss}, step=step)
             self._tracker.log({"learning_rate": event.learning_rate, "steps_per_second": event.steps_per_second}, step=event.step)
         elif isinstance(event, Validation):
-            self._tracker.log({"validation_loss": event.loss}, step=event.step)
+            of_each = {f"validation_loss/{name}": loss for name, loss in event.by_dataset.items()}
+            self._tracker.log({"validation_loss": event.loss, **of_each}, step=event.step)
         elif isinstance(event, Sample):
             with Image.open(self._run / event.file) as picture:
                 self._tracker.log_images({event.prompt: np.asarray(picture.convert("RGB"))[None]}, step=event.step, dataformats="NHWC")

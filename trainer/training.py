@@ -18,7 +18,7 @@ from .data.order import generator
 from .data.prepare import Preparation, Prepared
 from .data.visits import Visits
 from .dataset import Dataset
-from .denoising import Denoising
+from .denoising import Denoising, loss_by_dataset
 from .ema import Ema
 from .events import Checkpoint, Event, Finished, Phase, Sample, Started, Stop, Validation, Warned
 from .families import load_family
@@ -252,10 +252,12 @@ class Training:
         def should_stop() -> bool:  # the last one decides what is the best, and its state is saved already
             return step < self.spec.steps and self.channel.stop_requested()
 
-        loss = self.denoising.validation_loss(self.models.bare_unet, self.data.held_out, self.data.texts, should_stop)
-        if loss is None:
+        losses = self.denoising.validation_losses(self.models.bare_unet, self.data.held_out, self.data.texts, should_stop)
+        if losses is None:
             return False
-        self._emit(Validation(step=step, loss=loss))
+        loss = float(losses.mean())
+        names = [example.dataset.name for example in self.data.held_out]
+        self._emit(Validation(step=step, loss=loss, by_dataset=loss_by_dataset(losses, names)))
         if not step or (self.best and self.best.loss <= loss):
             return False
         self.best = Best(step=step, loss=loss)

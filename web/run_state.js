@@ -94,7 +94,8 @@ export function reduce(state, event) {
       return withProgress(next, event);
     case "validation": {
       const others = state.validations.filter((v) => v.step !== event.step);
-      return { ...next, validations: [...others, { step: event.step, loss: event.loss }].slice(-MAX_POINTS) };
+      const validation = { step: event.step, loss: event.loss, byDataset: event.by_dataset ?? {} };
+      return { ...next, validations: [...others, validation].slice(-MAX_POINTS) };
     }
     case "sample":
       return { ...next, sample: { step: event.step, prompt: event.prompt, file: event.file } };

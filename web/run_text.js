@@ -46,6 +46,22 @@ export function skippedText({ skipped, precision }) {
   return `${skipped} ${skipped === 1 ? "step" : "steps"} skipped: ${why}`;
 }
 
+/** The loss of a validation, and that of each dataset where there are several. */
+export function validationText(validation) {
+  if (!validation) return "";
+  const { step, loss, byDataset } = validation;
+  const each = eachDataset(byDataset);
+  return `Validation loss ${lossText(loss)} at step ${step}${each && `: ${each}`}`;
+}
+
+/** All validations, a line for each. */
+export function validationTitle(validations) {
+  const line = ({ step, loss }, each) => `${step}: ${lossText(loss)}${each && ` (${each})`}`;
+  return validations.map((validation) => line(validation, eachDataset(validation.byDataset))).join("\n");
+}
+
+const eachDataset = (losses) => Object.entries(losses).map(([name, loss]) => `${lossText(loss)} on ${name}`).join(", ");
+
 /** 75 -> "1:15", 3675 -> "1:01:15" */
 export function duration(seconds) {
   const s = Math.round(seconds);

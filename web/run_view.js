@@ -15,6 +15,8 @@ import {
   remainingText,
   share,
   skippedText,
+  validationText,
+  validationTitle,
 } from "./run_text.js";
 import { times } from "./run_times.js";
 
@@ -112,9 +114,8 @@ function showCurve(p, state) {
 }
 
 function showNotes(p, state) {
-  const validation = state.validations.at(-1);
-  setText(p.validation, validation ? `Validation loss ${lossText(validation.loss)} at step ${validation.step}` : "");
-  p.validation.title = state.validations.map((v) => `${v.step}: ${lossText(v.loss)}`).join("\n");
+  setText(p.validation, validationText(state.validations.at(-1)));
+  p.validation.title = validationTitle(state.validations);
   setText(p.skipped, skippedText(state));
   if (p.shownWarnings !== state.warnings) {
     p.shownWarnings = state.warnings;

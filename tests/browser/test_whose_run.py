@@ -168,3 +168,16 @@ def test_what_is_left_is_that_of_the_training_and_skipped_steps_have_their_reaso
     expect(page.locator(".lora-loom-skipped")).to_have_text("3 steps skipped: the loss or its gradient was not a number")
     history(page, [{**began, "precision": "fp16"}, progress], ago=70)
     expect(page.locator(".lora-loom-skipped")).to_have_text("3 steps skipped: fp16 overflow")
+
+
+@ON_CANVAS
+def test_the_validation_loss_of_each_dataset_is_said_beside_the_mean(open_page: Callable[[str], Page]) -> None:
+    page = open_page("train_lora_sd15")
+    said = page.locator(".lora-loom-validation")
+    began = {"event": "started", "time": 1, "run": "0" * 16, "pid": 1, "task": "train_lora", "total_steps": 100}
+    first = {"event": "validation", "time": 2, "step": 0, "loss": 0.5}
+    history(page, [began, first], ago=5)
+    expect(said).to_have_text("Validation loss 0.5 at step 0")
+    history(page, [began, first, {**first, "time": 3, "step": 40, "loss": 0.25, "by_dataset": {"style": 0.2, "plain ones": 0.31}}], ago=5)
+    expect(said).to_have_text("Validation loss 0.25 at step 40: 0.2 on style, 0.31 on plain ones")
+    expect(said).to_have_attribute("title", "0: 0.5\n40: 0.25 (0.2 on style, 0.31 on plain ones)")

@@ -46,7 +46,7 @@ def test_datasets_of_many_shapes_and_a_text_encoder_train_together(material: Ser
     prompt["hardware"] = node("LoomHardware", **hardware, options=["checkpointing", 0])
     prompt["class"] = node("LoomDatasetFromFolder", folder="input/food_heldout", repeats=1, trigger_word="", missing_captions="refuse")
     prompt["class_size"] = node("LoomResolution", dataset=["class", 0], resolution=128, buckets=False)
-    prompt["train"]["inputs"] |= {"options": ["hardware", 0], "class_dataset": ["class_size", 0]}
+    prompt["train"]["inputs"] |= {"options": ["hardware", 0], "class_dataset": ["class_size", 0], "validation": ["both", 0]}
     prompt["check"] = node("LoomCheckDataset", dataset=["both", 0], batch_size=2)
     prompt["sheet"] = node("SaveImage", images=["check", 1], filename_prefix="sheet")
     outputs = material.run(prompt)
@@ -56,6 +56,8 @@ def test_datasets_of_many_shapes_and_a_text_encoder_train_together(material: Ser
     trained = outputs["train"]["lora_loom"][0]
     assert sum(bucket["pictures"] for bucket in trained["buckets"]) == 5
     assert [step for step, _ in trained["validation"]] == [0, 2, 4, 6, 8]
+    few, wide = (trained["validation_by_dataset"][name] for name in ("few", "wide"))
+    assert trained["validation"] == [[step, pytest.approx((3 * loss + 2 * wide[i][1]) / 5)] for i, (step, loss) in enumerate(few)]
     header = read_header(material.base / "models" / "loras" / "of_all_sorts.safetensors")
     assert any(name.startswith("lora_te_text_model_encoder_layers_") for name in header.tensors)
     assert header.metadata["modelspec.trigger_phrase"] == "sks"

@@ -1,4 +1,5 @@
 """Looking at adapters, saving them in other clothes and comparing them, in the real server."""
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from trainer.adapters.reading import read_adapter
 from trainer.data.order import generator
 
 PROMPTS = ("red apple, red food", "smiley, grinning face")
+WORDS, LEFT = "grinning face", "smiley"
 UNET = "lora_unet_{}_attentions_0_transformer_blocks_0_{}"
 TEXT = "lora_te_text_model_encoder_layers_{}_self_attn_v_proj"
 STEPS = 3
@@ -80,6 +82,8 @@ def outputs(server: Server, loras: Path) -> dict[str, Any]:
             "each cells": node("SaveImage", images=["each", 1], filename_prefix="each"),
             "alone": compare("both", PROMPTS[0], "adapters"),
             "alone cells": node("SaveImage", images=["alone", 1], filename_prefix="alone"),
+            "without": compare("stack", "\n".join(PROMPTS), weights="1", without=WORDS),
+            "without cells": node("SaveImage", images=["without", 1], filename_prefix="without"),
             "trained": node("LoomAdapterStack", rows=json.dumps([{"name": "trained.safetensors"}])),
             "by step": compare("trained", PROMPTS[0], "steps"),
             "by step cells": node("SaveImage", images=["by step", 1], filename_prefix="by_step"),
@@ -93,6 +97,7 @@ def outputs(server: Server, loras: Path) -> dict[str, Any]:
             ),
             **drawing("plain", ["checkpoint", 0], ["checkpoint", 1], PROMPTS[0]),
             **drawing("adapted", ["apply", 0], ["apply", 1], PROMPTS[0]),
+            **drawing("left", ["apply", 0], ["apply", 1], LEFT),
         }
     )
 
@@ -100,6 +105,13 @@ def outputs(server: Server, loras: Path) -> dict[str, Any]:
 def pixels(server: Server, saved: dict[str, str]) -> Pixels:
     with Image.open(server.file(saved)) as picture:
         return np.asarray(picture.convert("RGB"))
+
+
+def told_by(server: Server, output: dict[str, Any]) -> dict[str, Any]:
+    """The settings in the metadata of a grid."""
+    with Image.open(server.file(output["images"][0])) as picture:
+        told: dict[str, Any] = json.loads(picture.info["lora_loom.compare"])
+    return told
 
 
 def holds(grid: Pixels, cell: Pixels) -> bool:
@@ -134,16 +146,59 @@ def test_the_steps_of_a_training_are_side_by_side(server: Server, outputs: dict[
     base = pixels(server, outputs["cells"]["images"][0])
     cells = [pixels(server, saved) for saved in outputs["by step cells"]["images"]]
     assert len(cells) == 3 and np.array_equal(cells[0], base) and not np.array_equal(cells[1], cells[2])
-    with Image.open(server.file(outputs["by step"]["images"][0])) as picture:
-        assert json.loads(picture.info["lora_loom.compare"])["columns"] == ["no adapter", "step 500", "the end"]
+    assert told_by(server, outputs["by step"])["columns"] == ["no adapter", "step 500", "the end"]
+
+
+def test_a_column_without_words_is_the_last_one_with_what_is_left_of_the_prompts(server: Server, outputs: dict[str, Any]) -> None:
+    _, first, _, second = (pixels(server, saved) for saved in outputs["cells"]["images"])
+    left = pixels(server, outputs["left save"]["images"][0])
+    assert not np.array_equal(left, second)
+    cells = [pixels(server, saved) for saved in outputs["without cells"]["images"]]
+    assert len(cells) == 4
+    # What does not hold the words is what it was.
+    assert all(np.array_equal(cell, picture) for cell, picture in zip(cells, (first, first, second, left), strict=True))
+    told = told_by(server, outputs["without"])
+    assert (told["columns"], told["without"]) == (["weight 1", f'weight 1, without "{WORDS}"'], [WORDS])
+    assert told["rows"] == told["prompts"] == list(PROMPTS)
+    assert told_by(server, outputs["compare"])["without"] is None
+
+
+@pytest.mark.parametrize(("kind", "last"), [("adapters", "unet_only 0.5"), ("adapters x weights", "weight 0.5"), ("steps", "the end")])
+def test_every_kind_of_table_has_a_column_without_words(server: Server, loras: Path, kind: str, last: str) -> None:
+    rows = [{"name": "looks.safetensors"}, {"name": "trained.safetensors" if kind == "steps" else "unet_only.safetensors", "model": 0.5, "clip": 0.5}]
+    graph = wrong(rows, kind=kind, weights="1, 0.5")
+    graph["compare"]["inputs"] |= {"prompt": PROMPTS[1], "without": WORDS}
+    graph["left"] = {**graph["compare"], "inputs": {**graph["compare"]["inputs"], "prompt": LEFT, "without": ""}}
+    for name in ("compare", "left"):
+        graph[f"{name} cells"] = node("SaveImage", images=[name, 1], filename_prefix="kinds")
+    done = server.run(graph)
+    columns = told_by(server, done["compare"])["columns"]
+    assert columns[-2:] == [last, f'{last}, without "{WORDS}"']
+    cells, left = ([pixels(server, saved) for saved in done[f"{name} cells"]["images"]] for name in ("compare", "left"))
+    ends, left_ends = cells[len(columns) - 1 :: len(columns)], left[len(columns) - 2 :: len(columns) - 1]
+    assert len(ends) == len(left_ends) == (2 if kind == "adapters x weights" else 1)
+    assert all(np.array_equal(end, picture) for end, picture in zip(ends, left_ends, strict=True))
+    assert not np.array_equal(cells[-1], cells[-2])
+
+
+def test_only_what_is_shown_is_drawn(server: Server, loras: Path) -> None:
+    graph = wrong(weights="0, 1", without=WORDS)
+    graph["compare"]["inputs"]["prompt"] = "\n".join(PROMPTS)
+
+    async def told() -> list[dict[str, Any]]:
+        return [message async for message in server.follow(graph)]
+
+    bar = [message["data"] for message in asyncio.run(told()) if message["type"] == "progress" and message["data"]["node"] == "compare"]
+    # Each of two prompts with each of two weights, and the second prompt without the words with the second weight.
+    assert {data["max"] for data in bar} == {5 * STEPS}
+    assert max(data["value"] for data in bar) == 5 * STEPS
 
 
 def test_a_file_as_hubs_serve_it_is_called_by_its_folder(server: Server, loras: Path) -> None:
     (loras / "hub").mkdir(exist_ok=True)
     write(loras / "hub" / "pytorch_lora_weights.safetensors", "lora_unet")
     graph = wrong([{"name": "hub/pytorch_lora_weights.safetensors"}], kind="adapters")
-    with Image.open(server.file(server.run(graph)["compare"]["images"][0])) as picture:
-        assert json.loads(picture.info["lora_loom.compare"])["columns"] == ["no adapter", "hub"]
+    assert told_by(server, server.run(graph)["compare"])["columns"] == ["no adapter", "hub"]
 
 
 def test_another_step_of_a_training_is_drawn_without_a_change_of_the_graph(server: Server, loras: Path) -> None:
@@ -152,8 +207,7 @@ def test_another_step_of_a_training_is_drawn_without_a_change_of_the_graph(serve
     columns = []
     for step in (100, 200):
         write(loras / f"goes_on-step{step:08d}.safetensors", "lora_unet")
-        with Image.open(server.file(server.run(graph)["compare"]["images"][0])) as picture:
-            columns.append(json.loads(picture.info["lora_loom.compare"])["columns"])
+        columns.append(told_by(server, server.run(graph)["compare"])["columns"])
     assert columns == [["no adapter", "step 100", "the end"], ["no adapter", "step 100", "step 200", "the end"]]
 
 
@@ -232,6 +286,7 @@ def test_what_cannot_be_saved_or_compared_is_told(server: Server, loras: Path) -
         (wrong(kind="colours"), "compare: there is no 'colours': choose one of weights, adapters, adapters x weights, steps."),
         (wrong(sampler="ruler"), "sampler: there is no 'ruler': choose one of euler, "),
         (wrong(scheduler="bus"), "scheduler: there is no 'bus': choose one of "),
+        (wrong(without="red food, Apple"), 'without: no line of the prompt holds \\"Apple\\" (red apple, red food): write it as the prompt does'),
     ):
         with pytest.raises(Refused) as refused:
             server.queue(graph)
@@ -240,7 +295,12 @@ def test_what_cannot_be_saved_or_compared_is_told(server: Server, loras: Path) -
     assert "there are 0 adapters that are on" in server.fail(save(on=False))
     assert "there is nothing to compare" in server.fail(wrong([{"name": "looks.safetensors", "on": False}]))
     assert "has no adapters of single steps beside it, like looks-step00000500.safetensors" in server.fail(wrong(kind="steps"))
-    assert "at most 400" in server.fail(wrong(weights=", ".join(str(number / 100) for number in range(401))))
+    for count, more in ((401, {}), (400, {"without": "red food"})):
+        told = server.fail(wrong(weights=", ".join(str(number / 100) for number in range(count)), **more))
+        assert "the grid would have 401 pictures, and at most 400 are drawn" in told
+    linked = wrong(without=["words", 0])
+    linked["words"] = node("PrimitiveString", value="green")
+    assert 'no line of the prompt holds "green" (red apple, red food)' in server.fail(linked)
     assert not (loras / "free.safetensors").exists()
 
 

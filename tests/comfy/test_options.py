@@ -77,6 +77,7 @@ def test_states_are_kept_and_held_out_pictures_looked_at_as_often_as_asked(serve
     assert [image["filename"] for image in outputs["train"]["images"]] == ["loss.png"]
     result = outputs["train"]["lora_loom"][0]
     assert [step for step, _ in result["validation"]] == [0, 5, 10, 11]
+    assert result["validation_by_dataset"] == {}
     states = server.base / "output" / "lora_loom" / "runs" / result["run"] / "state"
     assert sorted(folder.name for folder in states.iterdir()) == ["step-00000008", "step-00000010", "step-00000011"]
 

@@ -49,7 +49,7 @@ def test_nodes_take_from_the_trainer_only_what_is_light() -> None:
     light = {"spec", "options", "typed", "events", "history", "data.sources", "data.captions", "families.detect", "dataset", "checkpoint"}
     light |= {"grid", "method_table", "templates", "data.framing", "data.images", "data.image_formats", "data.colors", "messages", "captioning.store"}
     light |= {"folder_memory", "data.image_folders", "past_runs"}
-    light |= {"file_names", "placing", "patience", "failures"}
+    light |= {"file_names", "placing", "patience", "failures", "prompts"}
     taken = {
         module.removeprefix("trainer.")
         for path in sources("nodes")
@@ -62,7 +62,7 @@ def test_nodes_take_from_the_trainer_only_what_is_light() -> None:
 
 def test_light_modules_do_not_load_the_heavy_libraries() -> None:
     light = ["spec", "checkpoint", "data.images", "options", "events", "history", "data.sources", "families.detect", "grid", "job"]
-    light += ["folder_memory", "data.image_folders", "past_runs", "placing", "failures", "captioning.store"]
+    light += ["folder_memory", "data.image_folders", "past_runs", "placing", "failures", "captioning.store", "prompts"]
     light += [f"adapters.{path.stem}" for path in sources("trainer/adapters") if path.stem != "__init__"]
     # In turn in one process: what a module loads is told with the first that loads it.
     code = (

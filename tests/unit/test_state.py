@@ -12,7 +12,7 @@ from small import Small
 from trainer.checkpoint import StateError, latest_state, load_state, save_state, saved_steps
 from trainer.data.order import batch_indices, generator
 from trainer.ema import Ema
-from trainer.events import Event, Failed, Finished, Phase, Progress, Sample, Started, Validation
+from trainer.events import Event, Failed, Finished, Phase, Progress, Sample, Started, Validation, parse_event
 from trainer.history import History, history, read_events
 from trainer.plot import draw_loss, save_loss, smoothed
 
@@ -265,6 +265,25 @@ def test_a_run_from_the_start_forgets_the_attempt_before() -> None:
     assert (told.losses, told.samples, told.end) == ({}, [], None)
     assert 6 not in told.validation
     assert [event.event for event in told.events] == ["started"]
+
+
+def test_the_validation_loss_of_each_dataset_is_told_and_goes_back_with_the_run() -> None:
+    told = history(
+        [
+            started(),
+            Validation(step=0, loss=2.0, by_dataset={"style": 1.0, "plain": 3.0}),
+            Validation(step=6, loss=4.0, by_dataset={"style": 3.0, "plain": 5.0}),
+        ]
+    )
+    assert told.validation == {0: 2.0, 6: 4.0}
+    assert told.validation_by_dataset == {"style": {0: 1.0, 6: 3.0}, "plain": {0: 3.0, 6: 5.0}}
+    told.add(started(4))
+    assert told.validation_by_dataset == {"style": {0: 1.0}, "plain": {0: 3.0}}
+
+
+def test_a_validation_from_before_datasets_were_told_is_read() -> None:
+    told = history([parse_event('{"time": 1.0, "event": "validation", "step": 5, "loss": 0.5}')])
+    assert (told.validation, told.validation_by_dataset) == ({5: 0.5}, {})
 
 
 def test_the_curve_is_thinned_and_keeps_its_order() -> None:

@@ -249,6 +249,18 @@ def test_what_a_state_does_not_fit_is_refused_by_name(workshop: Workshop) -> Non
         assert all(word in message for word in words), message
 
 
+def test_each_validation_dataset_has_a_loss_of_its_own_and_the_mean_is_that_of_all(workshop: Workshop, plain: tuple[Path, History]) -> None:
+    parts = [workshop.dataset("carrot", name="style"), *(workshop.dataset(name, name="others") for name in ("corn", "grapes"))]
+    story = workshop.train("held out by dataset", validation=parts)[1]
+    assert list(story.validation_by_dataset) == ["style", "others"]
+    style, others = story.validation_by_dataset.values()
+    assert style == plain[1].validation
+    assert story.validation.keys() == others.keys() == {0, STEPS}
+    assert all(mean == pytest.approx((style[step] + 2 * others[step]) / 3) for step, mean in story.validation.items())
+    together = workshop.train("held out together", validation=[workshop.dataset("carrot", "corn", "grapes")])[1]
+    assert (together.validation, together.validation_by_dataset) == (story.validation, {})
+
+
 def test_the_best_state_stays_and_gives_the_adapter(workshop: Workshop) -> None:
     # A rate at which an early step is the best.
     checkpointing = {"every_steps": 0, "keep_last": 1, "validate_every_steps": 2, "adapter": "best"}
@@ -293,13 +305,16 @@ def test_two_processes_are_one_with_the_doubled_batch(workshop: Workshop, tmp_pa
 
 def test_tensorboard_gets_losses_and_pictures(workshop: Workshop) -> None:
     settings = {"sampling": {"prompts": ["a bun"], "steps": 1, "width": 64, "height": 64}, "checkpointing": {"tensorboard": True}}
-    folder, story = workshop.train("board", validation=[workshop.dataset("carrot")], **settings)
+    held_out = [workshop.dataset("carrot"), workshop.dataset("corn", name="a plain one")]
+    folder, story = workshop.train("board", validation=held_out, **settings)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (file,) = (folder / "tensorboard").rglob("events.out.tfevents.*")
     board = EventAccumulator(str(file), size_guidance={"scalars": 0, "images": 0}).Reload()
     assert {event.step: pytest.approx(event.value) for event in board.Scalars("loss")} == story.losses
-    assert [event.step for event in board.Scalars("validation_loss")] == [0, STEPS]
+    for tag, losses in {"": story.validation, **{f"/{name}": losses for name, losses in story.validation_by_dataset.items()}}.items():
+        assert {event.step: pytest.approx(event.value) for event in board.Scalars(f"validation_loss{tag}")} == losses
+    assert story.validation_by_dataset.keys() == {"food", "a plain one"}
     assert [event.step for event in board.Images("a bun")] == [event.step for event in story.events if isinstance(event, Sample)]
 
 
