@@ -1,6 +1,6 @@
 """Build the mini base: a small, real, text-conditioned SD 1.x checkpoint in ComfyUI's single-file layout.
 
-    python demo/mini_base/build.py OUT.safetensors
+    python demo/mini_base/build.py OUT.safetensors [--blocks]
 
 It exists so that tests and the demo can train and *see* something without downloading a model. One fp16 file of 487 MB, the same bytes on
 every machine, with the three parts under the names that ComfyUI detects SD 1.5 by:
@@ -9,10 +9,11 @@ every machine, with the three parts under the names that ComfyUI detects SD 1.5 
                                  in the middle. Latents [n, 4, 16, 16] for a picture of 128x128. Trained; kept here as int8 rows.
 `cond_stage_model.transformer.`  CLIP-L text encoder, 12 layers of 768, 77 tokens out of 49408. Untrained: each weight is drawn from a
                                  generator seeded by its own name. The UNet was trained against exactly this encoder.
-`first_stage_model.`             AutoencoderKL (128, 256, 512, 512 channels). Not trained but wired by hand to average 8x8 blocks: a latent
-                                 holds the R, G, B and luma of its block, so pictures look like 16x16 pixel art.
+`first_stage_model.`             AutoencoderKL (128, 256, 512, 512 channels), wired by hand to average 8x8 blocks: a latent holds the R, G, B and
+                                 luma of its block. The decoder's first channels hold a small trained network that draws the icon's shapes from
+                                 those blocks; with `--blocks` it is left out, and images are the blocks themselves, as 16x16 pixel art.
 
-Credit: the UNet learnt from Twemoji graphics, CC-BY 4.0, https://github.com/jdecked/twemoji. See README.md beside this file.
+Credit: UNet and decoder learned from Twemoji graphics, CC-BY 4.0, https://github.com/jdecked/twemoji. See README.md beside this file.
 """
 
 import argparse
@@ -29,16 +30,17 @@ State = dict[str, torch.Tensor]
 Layers = Iterator[tuple[str, tuple[int, ...]]]  # name of a layer, shape of its weight; one number means a norm
 
 STORED_UNET = Path(__file__).resolve().with_name("unet_int8.safetensors")
+STORED_DECODER = Path(__file__).resolve().with_name("decoder.safetensors")
 
 
-def build(out: Path) -> None:
-    """Write the checkpoint to `out`, whole or not at all. Its folder must exist."""
+def build(out: Path, blocks: bool = False) -> None:
+    """Write the checkpoint to `out`, whole or not at all. Its folder must exist. `blocks`: with the VAE whose decoder undoes its encoder."""
     if not out.parent.is_dir():
         raise FileNotFoundError(f"cannot write {out}: there is no folder {out.parent}")
     # Not named .safetensors, so that a ComfyUI looking at the folder meanwhile does not offer half a file.
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        save_file(checkpoint(), temporary)
+        save_file(checkpoint(blocks), temporary)
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.chmod(0o644)  # safetensors leaves 0600, which a ComfyUI of another user cannot read
@@ -47,12 +49,12 @@ def build(out: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def checkpoint() -> State:
-    """All tensors of the mini base, fp16, under their full names."""
+def checkpoint(blocks: bool = False) -> State:
+    """All tensors of the mini base, fp16, under their full names; `blocks` as in `build`."""
     parts = {
         "model.diffusion_model.": trained_unet(STORED_UNET),
         "cond_stage_model.transformer.": name_seeded_clip_l(),
-        "first_stage_model.": block_average_vae(),
+        "first_stage_model.": block_average_vae() if blocks else icon_vae(STORED_DECODER),
     }
     return {prefix + name: tensor.half().contiguous() for prefix, part in parts.items() for name, tensor in part.items()}
 
@@ -175,6 +177,18 @@ def block_average_vae() -> State:
     return state
 
 
+def icon_vae(stored: Path) -> State:
+    """The same encoder, with a decoder that was trained to draw icons from what it gives.
+
+    The network is slim (1.9 M weights; 96, 64 and 32 channels where SD's decoder has 512, 256 and 128) and lies in the first channels of each
+    layer, which are whole norm groups in both. All other channels are zero.
+    """
+    state = block_average_vae()
+    for name, tensor in load_file(stored).items():
+        state[f"decoder.{name}"][tuple(slice(length) for length in tensor.shape)] = tensor.float()
+    return state
+
+
 def vae_layers() -> Layers:
     """Every layer of SD's AutoencoderKL in LDM's names; widths 128, 256, 512, 512 from the finest level to the coarsest."""
     widths, latent = (128, 256, 512, 512), 4
@@ -219,7 +233,9 @@ def residual(block: str, before: int, after: int) -> Layers:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the mini base: a small SD 1.x checkpoint for tests and the demo (487 MB).")
     parser.add_argument("out", type=Path, metavar="OUT.safetensors", help="e.g. ComfyUI/models/checkpoints/mini_base.safetensors")
-    build(parser.parse_args().out)
+    parser.add_argument("--blocks", action="store_true", help="images as 16x16 blocks, which encode to the same latents again")
+    arguments = parser.parse_args()
+    build(arguments.out, arguments.blocks)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mini_base.build as builder
+import numpy as np
 import pytest
 import torch
+from loom_server import PACK, comfyui
+from PIL import Image
 from safetensors.torch import load_file
+
+from trainer.families import load_family
+from trainer.spec import Base
 
 UNET, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.transformer.", "first_stage_model."
 
@@ -64,11 +70,47 @@ def test_has_the_shapes_that_comfyui_detects_sd15_by(mini_base: dict[str, torch.
     [
         (UNET + "out.2.weight", "398da5f557098225cb06a46f230263a022cdd9e24dd5696d63be926d037841c0"),
         (TEXT + "text_model.encoder.layers.11.mlp.fc2.weight", "e6e18a47dbbd8a455c5aa5abd2a1860311ee0514f1c5bf5ba9f0b35ab17b3cdb"),
-        (VAE + "decoder.conv_in.weight", "856e15d582ea74598af43e7315f8f31201fe7f7eb9bc95ecf40935bb4b9154a4"),
+        (VAE + "encoder.conv_in.weight", "7f1f6279c35a3dafef17521761128b528faa6e9c7d628466e6c5911977b67ba7"),
+        (VAE + "decoder.conv_in.weight", "1c9b194fb5dcfb52a9c55d42a323722ea377c3f781fe49cdaacf29e891eb6e0e"),
     ],
 )
 def test_is_the_same_on_every_machine(mini_base: dict[str, torch.Tensor], name: str, sha256: str) -> None:
     assert hashlib.sha256(mini_base[name].numpy().tobytes()).hexdigest() == sha256
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    """(n, 3, 128, 128) in [-1, 1], of things that neither form of the VAE has seen."""
+    found = []
+    for name in ("cherries", "french_fries", "slice_of_pizza", "watermelon"):
+        with Image.open(PACK / "tests" / "food" / f"{name}.png") as file:
+            image = file.convert("RGBA")
+        flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB").resize((128, 128), Image.Resampling.BICUBIC)
+        found.append(torch.from_numpy(np.array(flat)).permute(2, 0, 1) / 127.5 - 1)
+    return torch.stack(found)
+
+
+def coded(path: Path, images: torch.Tensor) -> torch.Tensor:
+    """Encoded and decoded again."""
+    stat = path.stat()
+    tokenizer = str(comfyui() / "comfy" / "sd1_tokenizer")
+    base = Base(
+        name=path.name, checkpoint=str(path), family="SD 1.x", tokenizer=tokenizer, header_sha256="", size=stat.st_size, mtime_ns=stat.st_mtime_ns
+    )
+    family = load_family(base)
+    vae = family.load_vae(torch.device("cpu"))
+    with torch.no_grad():
+        return family.decode_latents(vae, family.encode_images(vae, images)) * 2 - 1
+
+
+def test_draws_the_shapes_of_icons_where_its_other_form_draws_blocks_exactly(tmp_path: Path, images: torch.Tensor) -> None:
+    blocks = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(images, 8), scale_factor=8)
+    path = tmp_path / "mini_base.safetensors"
+    builder.build(path)
+    assert (coded(path, images) - images).abs().mean() < 0.75 * (blocks - images).abs().mean()
+    builder.build(path, blocks=True)
+    assert (coded(path, images) - blocks).abs().max() < 0.01
+    assert (coded(path, blocks) - blocks).abs().max() < 0.01
 
 
 def test_a_write_that_fails_leaves_the_older_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +120,7 @@ def test_a_write_that_fails_leaves_the_older_file_and_nothing_else(tmp_path: Pat
 
     out = tmp_path / "mini_base.safetensors"
     out.write_bytes(b"older")
-    monkeypatch.setattr(builder, "checkpoint", dict)
+    monkeypatch.setattr(builder, "checkpoint", lambda blocks: {})
     monkeypatch.setattr(builder, "save_file", full_disk)
     with pytest.raises(OSError, match="no space left"):
         builder.build(out)
