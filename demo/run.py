@@ -2,7 +2,8 @@
 
     nox -s demo -- [--checkpoint FILE] [--images DIR] [--serve]
 
-Leaves `demo/out/`: the LoRA, `grid.png` (the same prompts at adapter weights 0, 0.5 and 1), `loss.png` and `report.json`.
+Leaves `demo/out/`: the LoRA, `grid.png` (each subject at adapter weights 0, 0.5 and 1, and without the style's words), `loss.png` and
+`report.json`. With `--serve` the same graph opens in a browser instead.
 """
 import argparse
 import asyncio
@@ -10,47 +11,63 @@ import json
 import shutil
 import signal
 import sys
+import time
 import webbrowser
 from pathlib import Path
 from typing import Any, NoReturn
 
+import aiohttp
 from comfy_server import PACK, Refused, Server
-from grid import labelled_grid
+from graphs import COMPARING, TRAINING, Graph, api_graph, page_graph
 from material import Material, place
-from PIL import Image
-from tqdm import tqdm
+from pictures import labeled_grid, opened
+from report import closing, distances, facts
+from teller import Teller
 
-WEIGHTS = (0.0, 0.5, 1.0)
-
-Graph = dict[str, Any]
+TEMPLATES = "lora-loom-demo"
+"""A folder of custom_nodes with the demo's graph for the page."""
+REPORT = "report.json"
 
 
 def main() -> int:
     """Exit code 0 if everything was made."""
     arguments = _arguments()
+    _on_signals(_leave)
     try:
-        material = place(arguments.home, arguments.checkpoint, arguments.images)
+        material = place(arguments.home, arguments.checkpoint, arguments.images, arguments.steps)
     except (OSError, ValueError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
-    print("starting ComfyUI")
+    except KeyboardInterrupt:
+        return 130
+    return _run(arguments, material)
+
+
+def _run(arguments: argparse.Namespace, material: Material) -> int:
+    _say("Starting ComfyUI (about 20 seconds)")
     server = Server(arguments.comfyui, arguments.home, port=8188 if arguments.serve else 0)
-    _on_signals(_leave)
     try:
+        _offer_graph(server.base, material)
+        _set_page_up(server.base)
         server.start(*([] if _has_cuda() else ["--cpu"]))
-        _make(server, material, arguments.out)
         if arguments.serve:
             _serve(server)
-    except (RuntimeError, Refused, OSError) as error:
+        else:
+            _make(server, material, arguments.out)
+    except (RuntimeError, Refused, OSError, aiohttp.ClientError) as error:
         print(f"demo: {error}\nComfyUI's log: {server.log}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        _say("\nStopping; a training that is running saves its state first. The same command continues it.")
         return 130
     finally:
         _on_signals(signal.SIG_IGN)
-        print("stopping ComfyUI; a training that is under way saves its state first")
         server.stop()
     return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _on_signals(handler: Any) -> None:
@@ -68,12 +85,19 @@ def _leave(number: int, _: Any) -> NoReturn:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="nox -s demo --", description="Train a LoRA in a real ComfyUI and draw with it.")
     parser.add_argument("--comfyui", type=Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="a checkpoint (.safetensors) instead of the mini base")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of pictures with .txt captions instead of the food emoji")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="an SD 1.5 checkpoint (.safetensors) instead of the mini base")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of captioned images instead of the emoji")
     parser.add_argument("--out", type=Path, metavar="DIR", default=PACK / "demo" / "out", help="where the results go (demo/out)")
     parser.add_argument("--home", type=Path, metavar="DIR", default=PACK / ".cache" / "demo", help="ComfyUI's models, input and output")
-    parser.add_argument("--serve", action="store_true", help="keep ComfyUI running with the workflow open in a browser")
+    parser.add_argument("--steps", type=_positive, metavar="N", help="training steps (250)")
+    parser.add_argument("--serve", action="store_true", help="open the graph in a browser instead, for you to run it")
     return parser.parse_args()
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1 is needed")
+    return int(text)
 
 
 def _has_cuda() -> bool:
@@ -83,136 +107,82 @@ def _has_cuda() -> bool:
 
 
 def _make(server: Server, material: Material, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    result = asyncio.run(_train(server, material))
-    adapter = server.base / "models" / "loras" / result["adapter"]
-    shutil.copyfile(adapter, out / adapter.name)
+    graph = api_graph(material)
+    outputs = asyncio.run(_outputs(server, graph, material))
+    result = outputs[TRAINING]["lora_loom"][0]
+    _clear(out)
+    shutil.copyfile(server.base / "models" / "loras" / result["adapter"], out / result["adapter"])
     shutil.copyfile(server.file(result["loss_plot"]), out / "loss.png")
-    print("drawing with the adapter at weights " + ", ".join(f"{weight:g}" for weight in WEIGHTS))
-    images = _draw(server, material, adapter.name, out)
-    rows = [(prompt, [_opened(out / images[f"{prompt} @ {weight:g}"]) for weight in WEIGHTS]) for prompt in material.prompts]
-    labelled_grid(rows, [f"weight {weight:g}" for weight in WEIGHTS]).save(out / "grid.png")
-    validation = dict(result["validation"])
-    report = {
-        "lora": adapter.name,
-        "base": material.checkpoint,
-        "steps": result["steps"],
-        "first_loss": result["first_loss"],
-        "last_loss": result["last_loss"],
-        "validation_before": validation.get(0),
-        "validation_after": validation.get(result["steps"]),
-        "seconds_per_step": result["seconds_per_step"],
-        "images": images,
-        "run": result["run"],
-    }
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({key: value for key, value in report.items() if key != "images"}, indent=2))
-    print(f"look at {out / 'grid.png'}")
+    columns = [f"weight {weight.strip()}" for weight in graph[COMPARING]["inputs"]["weights"].split(",")]
+    if material.words:
+        columns.append(f"{columns[-1]}, without “{material.words}”")
+    drawn = [server.file(image) for image in outputs["cells"]["images"]]
+    rows = [drawn[number : number + len(columns)] for number in range(0, len(drawn), len(columns))]
+    subjects = [prompt.removesuffix(f", {material.words}") for prompt in material.prompts]
+    cells = [[opened(file) for file in row] for row in rows]
+    labeled_grid(cells, columns, subjects).save(out / "grid.png", optimize=True)
+    images = {}
+    for number, (subject, row) in enumerate(zip(subjects, rows, strict=True)):
+        for index, (column, file) in enumerate(zip(columns, row, strict=True)):
+            name = f"{number}_{index}.png"
+            shutil.copyfile(file, out / name)
+            images[f"{subject} @ {column}"] = name
+    report = {**facts(result, material), "color_distance": distances(cells) if material.words else {}, "images": images}
+    (out / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    for line in closing(report):
+        _say(line)
+    _say(f"Look at {out / 'grid.png'}")
 
 
-async def _train(server: Server, material: Material) -> dict[str, Any]:
-    """Run the training workflow with a progress bar; gives what its training node put into the history."""
-    graph = _training_graph(material)
-    node, settings = _only(graph, "LoomTrainLoRA")
-    result: dict[str, Any] = {}
-    # A log file gets a line now and then, a terminal sees every step.
-    seconds = 0.1 if sys.stdout.isatty() else 15
-    with tqdm(total=settings["steps"], unit="step", desc="waiting", file=sys.stdout, mininterval=seconds, maxinterval=seconds) as bar:
+def _clear(out: Path) -> None:
+    """Take away what an earlier demo has left there."""
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / REPORT).is_file():
+        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+        for name in (report["lora"], *report["images"].values()):
+            (out / name).unlink(missing_ok=True)
+
+
+async def _outputs(server: Server, graph: Graph, material: Material) -> dict[str, Any]:
+    """Run the graph and say what it is doing; gives the outputs by node."""
+    outputs: dict[str, Any] = {}
+    with Teller(with_times=material.is_demo and not _has_cuda()) as teller:
         async for message in server.follow(graph):
             data = message["data"]
-            if message["type"] == "lora_loom.run":
-                _show(bar, data["event"])
-            elif message["type"] == "executed" and data["node"] == node:
-                result = data["output"]["lora_loom"][0]
+            teller.tell(message)
+            if message["type"] == "executed":
+                outputs[data["node"]] = data["output"]
             elif message["type"] == "execution_error":
                 raise RuntimeError(data["exception_message"])
             elif message["type"] == "execution_interrupted":
-                raise RuntimeError("the training was cancelled; the next demo continues it")
-    return result
+                raise RuntimeError("the training was canceled; the next demo continues it")
+    return outputs
 
 
-def _show(bar: Any, event: dict[str, Any]) -> None:
-    if event["event"] == "started":
-        bar.n = event["resumed_from"]
-        bar.refresh()
-    elif event["event"] == "phase":
-        bar.set_description(event["name"], refresh=sys.stdout.isatty())
-    elif event["event"] == "progress":
-        bar.set_postfix(loss=f"{sum(event['losses']) / len(event['losses']):.4f}", refresh=False)
-        bar.update(event["step"] - bar.n)
-    elif event["event"] == "warning":
-        bar.write(f"warning: {event['message']}")
+def _offer_graph(home: Path, material: Material) -> None:
+    """Put the graph where ComfyUI's page looks for templates: into a custom node folder, which has no nodes."""
+    folder = home / "custom_nodes" / TEMPLATES
+    (folder / "workflows").mkdir(parents=True, exist_ok=True)
+    (folder / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n", encoding="utf-8")
+    (folder / "workflows" / "demo.json").write_text(json.dumps(page_graph(material)), encoding="utf-8")
 
 
-def _training_graph(material: Material) -> Graph:
-    graph = _workflow("train_lora_sd15")
-    _, dataset = _only(graph, "LoomDatasetFromFolder")
-    _, resolution = _only(graph, "LoomResolution")
-    _, base = _only(graph, "LoomBaseModel")
-    _, checkpoint = _only(graph, "CheckpointLoaderSimple")
-    _, sampling = _only(graph, "LoomSampling")
-    _, train = _only(graph, "LoomTrainLoRA")
-    _, latent = _only(graph, "EmptyLatentImage")
-    dataset["folder"] = material.folder
-    base["checkpoint"] = checkpoint["ckpt_name"] = material.checkpoint
-    resolution["resolution"] = latent["width"] = latent["height"] = material.resolution
-    sampling["prompts"] = "\n".join(material.prompts[:2])
-    train["name"] = material.folder.removeprefix("input/")
-    if material.learning_rate:
-        train["learning_rate"] = material.learning_rate
-    if material.cfg:
-        sampling["guidance_scale"] = material.cfg
-    if material.held_out:
-        graph["held out"] = {"class_type": "LoomDatasetFromFolder", "inputs": {**dataset, "folder": material.held_out}}
-        train["validation"] = ["held out", 0]
-    return graph
-
-
-def _draw(server: Server, material: Material, adapter: str, out: Path) -> dict[str, str]:
-    """Draw each prompt at each weight into `out`; gives the file names by `prompt @ weight`."""
-    images = {}
-    for number, prompt in enumerate(tqdm(material.prompts, unit="prompt", file=sys.stdout)):
-        for weight in WEIGHTS:
-            graph = _workflow("stack_adapters")
-            _, checkpoint = _only(graph, "CheckpointLoaderSimple")
-            _, stack = _only(graph, "LoomAdapterStack")
-            _, latent = _only(graph, "EmptyLatentImage")
-            _, sampler = _only(graph, "KSampler")
-            save, _ = _only(graph, "SaveImage")
-            checkpoint["ckpt_name"] = material.checkpoint
-            stack["rows"] = json.dumps([{"on": True, "name": adapter, "model": weight, "clip": weight}])
-            latent["width"] = latent["height"] = material.resolution
-            graph[sampler["positive"][0]]["inputs"]["text"] = prompt
-            if material.cfg:
-                sampler["cfg"] = material.cfg
-            saved = server.file(server.run(graph, timeout=3600)[save]["images"][0])
-            name = f"{number}_weight_{weight:g}.png"
-            shutil.copyfile(saved, out / name)
-            images[f"{prompt} @ {weight:g}"] = name
-    return images
-
-
-def _workflow(name: str) -> Graph:
-    return json.loads((PACK / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def _only(graph: Graph, class_type: str) -> tuple[str, dict[str, Any]]:
-    """Id and inputs of the one node of a class."""
-    (found,) = [(node, entry["inputs"]) for node, entry in graph.items() if entry["class_type"] == class_type]
-    return found
-
-
-def _opened(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+def _set_page_up(home: Path) -> None:
+    """Without what would lie over the graph at the first visit: a dialog with templates, and the map."""
+    settings = home / "user" / "default" / "comfy.settings.json"
+    if not settings.exists():
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text(json.dumps({"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}), encoding="utf-8")
 
 
 def _serve(server: Server) -> None:
-    page = f"{server.url}/?template=train_lora_sd15&source=lora-loom"
-    print(f"ComfyUI is at {page}\nstop it with Ctrl+C")
+    page = f"{server.url}/?template=demo&source={TEMPLATES}"
+    _say(f"ComfyUI is at {page}\nPress Run in the page. Ctrl+C here stops it.")
     webbrowser.open(page)
-    if server.process:
-        server.process.wait()
+    # Not one long wait: on Windows nothing interrupts that.
+    while server.process and server.process.poll() is None:
+        time.sleep(0.5)
+    raise RuntimeError(f"ComfyUI ended:\n{server.last_words()}")
 
 
 if __name__ == "__main__":
