@@ -13,7 +13,7 @@ from mini_base.build import build
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from trainer.data.sources import scan_folder
+from trainer.data.sources import check_captions, scan_folder
 
 HERE = Path(__file__).resolve().parent
 WORDS = "at night"
@@ -109,7 +109,9 @@ def _own(images: Path, inputs: Path) -> tuple[str, tuple[str, ...], tuple[str, .
         raise ValueError(f"--images {images}: not a folder")
     root = images.resolve()
     # As the node reads it, so that what is wrong is told before anything is started.
-    found = scan_folder(root, root.name).images
+    dataset = scan_folder(root, root.name)
+    check_captions(dataset)
+    found = dataset.images
     slug = re.sub(r"[^\w-]+", "_", root.name).encode()[:80].decode(errors="ignore")
     name = f"own_{slug}"  # it names the adapter as well
     held_out = found[::_HELD_OUT] if len(found) >= 2 * _HELD_OUT else ()
