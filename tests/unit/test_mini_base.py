@@ -68,7 +68,7 @@ def test_has_the_shapes_that_comfyui_detects_sd15_by(mini_base: dict[str, torch.
 @pytest.mark.parametrize(
     ("name", "sha256"),
     [
-        (UNET + "out.2.weight", "398da5f557098225cb06a46f230263a022cdd9e24dd5696d63be926d037841c0"),
+        (UNET + "out.2.weight", "b68c4c33bd267ece6a61d44180cc4874a0f8b02df7460a39802512411b657390"),
         (TEXT + "text_model.encoder.layers.11.mlp.fc2.weight", "e6e18a47dbbd8a455c5aa5abd2a1860311ee0514f1c5bf5ba9f0b35ab17b3cdb"),
         (VAE + "encoder.conv_in.weight", "7f1f6279c35a3dafef17521761128b528faa6e9c7d628466e6c5911977b67ba7"),
         (VAE + "decoder.conv_in.weight", "1c9b194fb5dcfb52a9c55d42a323722ea377c3f781fe49cdaacf29e891eb6e0e"),
