@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from trainer.data.sources import check_captions, scan_folder
 
 HERE = Path(__file__).resolve().parent
-WORDS = "at night"
+WORDS = "at sunset"
 # None of the four is trained in the style.
 SUBJECTS = ("cool smiley", "red heart", "cat face", "japanese flag")
 _SHOWN_PROMPTS = 6
@@ -55,12 +55,12 @@ def place(home: Path, checkpoint: Path | None, images: Path | None, steps: int |
     if steps is not None:
         settings.setdefault("LoomTrainLoRA", {})["steps"] = steps
     if images is None:
-        for folder in ("night", "night_heldout", "plain_heldout"):
+        for folder in ("sunset", "sunset_heldout", "plain_heldout"):
             source = HERE / folder
             _fill(pictures / folder, {str(file.relative_to(source)): file.read_bytes() for file in source.rglob("*") if file.is_file()})
-        held_out = ("input/night_heldout", "input/plain_heldout")
+        held_out = ("input/sunset_heldout", "input/plain_heldout")
         prompts = tuple(f"{subject}, {WORDS}" for subject in SUBJECTS)
-        return Material("night_style", base, "input/night", held_out, prompts, WORDS, settings, is_demo=checkpoint is None)
+        return Material("sunset_style", base, "input/sunset", held_out, prompts, WORDS, settings, is_demo=checkpoint is None)
     name, held_out, prompts = _own(images.expanduser(), pictures)
     return Material(name, base, f"input/{name}", held_out, prompts, "", settings, is_demo=False)
 

@@ -21,8 +21,8 @@ CANVAS = "() => { const box = app.canvas.canvas.getBoundingClientRect(); return 
 
 def demo() -> dict[str, Any]:
     prompts = tuple(f"{subject}, {WORDS}" for subject in SUBJECTS)
-    folders = ("input/night_heldout", "input/plain_heldout")
-    return page_graph(Material("night_style", "mini_base.safetensors", "input/night", folders, prompts, WORDS, {}, is_demo=True))
+    folders = ("input/sunset_heldout", "input/plain_heldout")
+    return page_graph(Material("sunset_style", "mini_base.safetensors", "input/sunset", folders, prompts, WORDS, {}, is_demo=True))
 
 
 @pytest.mark.parametrize("open_page", ["canvas"], indirect=True)

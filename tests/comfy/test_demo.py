@@ -65,7 +65,7 @@ def test_the_report_says_what_was_done(out: Path, report: dict[str, Any]) -> Non
 
 
 def test_the_style_is_learned_on_images_that_were_not_trained(report: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    style, plain = report["held_out_loss"]["night_heldout"], report["held_out_loss"]["plain_heldout"]
+    style, plain = report["held_out_loss"]["sunset_heldout"], report["held_out_loss"]["plain_heldout"]
     with capsys.disabled():
         print(f"\n{STEPS} steps: {report['held_out_loss']}, {report['color_distance']}")
     assert style["after"] < 0.9 * style["before"]

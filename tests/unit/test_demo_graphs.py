@@ -5,11 +5,11 @@ import pytest
 from graphs import api_graph, page_graph
 from material import Material
 
-PROMPTS = ("cool smiley, at night", "cat face, at night", "red heart, at night")
+PROMPTS = ("cool smiley, at sunset", "cat face, at sunset", "red heart, at sunset")
 
 
 def material(*held_out: str, **settings: dict[str, Any]) -> Material:
-    return Material("bun", "base.safetensors", "input/bun", held_out, PROMPTS, "at night", settings, is_demo=False)
+    return Material("bun", "base.safetensors", "input/bun", held_out, PROMPTS, "at sunset", settings, is_demo=False)
 
 
 def as_queued(graph: dict[str, Any], twin: dict[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,25 @@ def test_what_is_wrong_with_own_images_is_told(tmp_path: Path, checkpoint: Path)
         placed(tmp_path, checkpoint, tmp_path / "nowhere")
 
 
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no pictures in it"):
+        placed(tmp_path, checkpoint, tmp_path / "empty")
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"old\.ckpt: not a \.safetensors file"):
+        placed(tmp_path, tmp_path / "old.ckpt", None)
+
+
+def test_an_image_that_is_taken_away_is_gone_from_the_next_demo(tmp_path: Path, checkpoint: Path) -> None:
+    folder = folder_of(tmp_path, 3)
+    placed(tmp_path, checkpoint, folder)
+    (folder / "01.png").unlink()
+    (folder / "01.txt").unlink()
+    material = placed(tmp_path, checkpoint, folder)
+    assert {file.name for file in (tmp_path / "home" / material.folder).iterdir()} == {"00.png", "00.txt", "02.png", "02.txt"}
+
+
 def test_a_long_name_still_names_a_file(tmp_path: Path, checkpoint: Path) -> None:
     material = placed(tmp_path, checkpoint, folder_of(tmp_path, 1, "猫" * 80))
     assert len(material.name.encode()) < 100
@@ -61,8 +80,8 @@ def test_a_long_name_still_names_a_file(tmp_path: Path, checkpoint: Path) -> Non
 def test_the_emoji_are_enlarged_for_a_full_size_checkpoint(tmp_path: Path, checkpoint: Path) -> None:
     material = placed(tmp_path, checkpoint, None)
     assert material.settings["LoomResolution"] == {"resolution": 512, "buckets": True, "upscale": True}
-    captions = {file.read_text().strip() for file in (tmp_path / "home" / "input" / "night").glob("*.txt")}
+    captions = {file.read_text().strip() for file in (tmp_path / "home" / "input" / "sunset").glob("*.txt")}
     # None of the grid's subjects is trained in the style.
     assert len(captions) == 24
     assert not captions & set(material.prompts)
-    assert captions == {file.read_text().strip() for file in (PACK / "demo" / "night").glob("*.txt")}
+    assert captions == {file.read_text().strip() for file in (PACK / "demo" / "sunset").glob("*.txt")}
