@@ -51,7 +51,9 @@ def test_progress_comes_on_the_websocket_and_results_in_the_history(server: Serv
 
 def test_the_captioning_workflow_keeps_the_captions_that_are_there(server: Server) -> None:
     make_tiny_blip(server.base / "models" / "captioners" / "blip")
-    captions = next(iter(server.run(on_mini_base(published("api/caption_dataset"))).values()))["text"]
+    graph = on_mini_base(published("api/caption_dataset"))
+    captioning = next(node for node, entry in graph.items() if entry["class_type"] == "LoomCaptionDataset")
+    captions = server.run(graph)[captioning]["text"]
     assert len(captions) == 30
     assert "red apple, red food" in captions
 
