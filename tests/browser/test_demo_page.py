@@ -37,7 +37,7 @@ def test_all_of_it_is_on_a_small_screen_and_a_note_says_what_to_press(open_page:
     for box in boxes:
         assert box["left"] + left > 58 and box["top"] + top > 78, box  # the page's own bars
         assert box["right"] + left < 1280 and box["bottom"] + top < 800, box
-    expect(page.get_by_text("Press Run")).to_be_visible()
+    expect(page.get_by_role("heading", name="Press Run")).to_be_visible()
 
 
 @pytest.mark.parametrize("open_page", ["canvas"], indirect=True)
