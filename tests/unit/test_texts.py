@@ -123,3 +123,11 @@ def test_workflows_use_known_nodes_and_inputs() -> None:
             if name.startswith("Loom"):
                 assert name in SCHEMAS, f"{path.name}: {name}"
                 assert set(node["inputs"]) <= set(SCHEMAS[name]["inputs"]), f"{path.name}: {name}"
+
+
+def test_every_image_that_a_page_shows_is_there() -> None:
+    pages = [PACK / "README.md", *(PACK / "docs").glob("*.md"), *(PACK / "web" / "docs").rglob("*.md")]
+    shown = [(page, name) for page in pages for name in re.findall(r'(?:!\[[^\]]*\]\(|src=")([^)":]+)[)"]', page.read_text(encoding="utf-8"))]
+    assert len(shown) >= 4
+    for page, name in shown:
+        assert (page.parent / name).is_file(), f"{page.name} shows {name}"
